@@ -1,0 +1,1 @@
+"""The ``ipfs-store`` command line."""

@@ -1,0 +1,63 @@
+"""The table of contents of a layer: what every lazily readable format is decoded into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+EntryType = Literal["dir", "reg", "symlink", "hardlink", "char", "block", "fifo"]
+
+
+class Chunk(msgspec.Struct, frozen=True, gc=False):
+    """A piece of a regular file that is fetched, decompressed and verified by itself."""
+
+    file_offset: int
+    """Where in the file."""
+    size: int
+    """Bytes of the file, uncompressed."""
+    offset: int
+    """Where in the blob the compressed stream (gzip member or zstd frame) begins that holds it."""
+    end: int
+    """Where in the blob that stream ends at the latest."""
+    inner_offset: int
+    """Where in the decompressed stream this chunk begins."""
+    digest: str
+    """``sha256:...`` of the uncompressed chunk; empty where the format has none (legacy stargz)."""
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """One file, directory, link or node of a layer, under its normalised path. ``hardlink`` entries name their target."""
+
+    path: str
+    """Relative, no leading ``/`` or ``./``, no trailing ``/``; the root is the empty string. Undecodable bytes as surrogates."""
+    type: EntryType
+    mode: int
+    """Permission bits with set-user-id, set-group-id and sticky (07777), without the type."""
+    uid: int
+    gid: int
+    mtime: int
+    """Seconds since the epoch."""
+    mtime_ns: int = 0
+    """Nanoseconds within the second."""
+    size: int = 0
+    link: str = ""
+    """Symbolic link: its target as it stands. Hard link: the normalised path of the entry it is another name of."""
+    dev_major: int = 0
+    dev_minor: int = 0
+    xattrs: Mapping[str, bytes] = {}
+    digest: str = ""
+    """``sha256:...`` of the whole contents of a regular file, where the TOC has it."""
+    chunks: tuple[Chunk, ...] = ()
+    """In order of ``file_offset``, without gaps, adding up to ``size`` (checked on decoding)."""
+
+
+class Toc(msgspec.Struct, frozen=True):
+    """Every entry of a layer, parents before children, one per path, landmarks left out; the root is always there."""
+
+    entries: Sequence[Entry]
+    digest: str
+    """``sha256:...`` of the TOC as it was read (estargz: of the uncompressed JSON)."""
+    prefetch_end: int = 0
+    """Blob bytes before the prefetch landmark (0: no prioritized files)."""

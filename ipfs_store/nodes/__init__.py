@@ -1,0 +1,1 @@
+"""Nodes: where blocks live and where they come from."""

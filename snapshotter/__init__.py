@@ -1,0 +1,1 @@
+"""Images from IPFS as mounts: the containerd snapshotter, its FUSE data plane and the containerd client."""

@@ -1,0 +1,1 @@
+"""The FUSE file system and the process it runs in."""

@@ -1,0 +1,41 @@
+"""The line between the snapshots service and whoever mounts layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ipfs_store.errors import IpfsStoreError
+
+
+class MountFailed(IpfsStoreError):
+    """A layer that cannot be mounted lazily; the message says why, for the log line of the fallback."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSource:
+    """Where a layer is and how it is verified. Plain values, since it is kept in SQLite and sent to the data plane."""
+
+    cid: str
+    """The blob's UnixFS file, as text."""
+    digest: str
+    """``sha256:...`` of the blob, empty if the client did not say."""
+    toc_digest: str = ""
+    """``sha256:...`` of the TOC; empty if the client did not say (the CID then vouches for it)."""
+
+
+class LayerMounter(Protocol):
+    """Mounts layers read-only, each as a directory. Called from gRPC threads, so it is synchronous and thread-safe."""
+
+    def mount(self, layer: int, source: LayerSource) -> Path:
+        """The directory of the layer's root, mounted and with its TOC verified; at once if it is there already. Raises MountFailed."""
+        ...
+
+    def unmount(self, layer: int) -> None:
+        """Let go of the layer; nothing happens if it is not mounted."""
+        ...
+
+    def check(self, layer: int) -> bool:
+        """Whether the layer is mounted and answers."""
+        ...

@@ -1,0 +1,1 @@
+"""Which chunk is fetched when, and never twice at a time."""

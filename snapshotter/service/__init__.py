@@ -1,0 +1,1 @@
+"""The snapshots v1 gRPC service."""
