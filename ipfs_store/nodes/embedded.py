@@ -1,0 +1,308 @@
+"""The node that needs no daemon: a block store in a folder, and peers over HTTP for what it lacks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import trio
+
+from ipfs_store.cids import RAW, Cid, codec_of, format_cid
+from ipfs_store.errors import BlockNotFound, IpfsStoreError
+from ipfs_store.nodes.blockstore import BlockStore, StoreStats
+from ipfs_store.nodes.flights import Flights
+from ipfs_store.nodes.interface import Block, GcResult, Push
+from ipfs_store.nodes.pins import Pins
+from ipfs_store.nodes.staging import Staging
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT = 30.0
+"""Seconds that a block is looked for at the peers."""
+_DISK_THREADS = 8
+_PUSH_QUEUE = 16  # blocks waiting for a writer: 2 MiB at 128 KiB a block, 32 MiB at most
+_PUSH_WRITERS = 2  # a writer copies into the page cache at 700 MB/s and waits for the disk now and then; more gain nothing
+_PIN_BATCH = 128  # blocks looked at in one go of a thread
+_PIN_FETCHES = 16  # blocks asked for at a time while pinning: a 200 Mbit/s link is full at 4, 1 Gbit/s at about 16 by HTTP
+
+
+class Source(Protocol):
+    """Where a block comes from that the store lacks."""
+
+    async def fetch(self, cid: Cid, *, timeout: float) -> bytes:
+        """The block, verified; raises BlockNotFound, NodeUnavailable."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        ...
+
+
+def default_path() -> Path:
+    """``$IPFS_STORE_PATH``; else ``/var/lib/ipfs-store`` for root, ``$XDG_DATA_HOME/ipfs-store`` for everybody else."""
+    if given := os.environ.get("IPFS_STORE_PATH"):
+        return Path(given).expanduser()
+    if os.geteuid() == 0:
+        return Path("/var/lib/ipfs-store")
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "ipfs-store"
+
+
+class EmbeddedNode:
+    """A ``Node`` on a folder. Other processes may use the folder at the same time."""
+
+    name = "embedded"
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        peers: Sequence[str] = (),
+        timeout: float = DEFAULT_TIMEOUT,
+        source: Source | None = None,
+    ) -> None:
+        """Open the folder (see ``default_path``), made if missing; raises StorageFailed.
+
+        ``peers``: base URLs of trustless gateways, as ``ipfs-store serve`` and Kubo are; ``timeout`` in seconds: how long they are asked.
+        ``source`` takes the place of ``peers``.
+        """
+        self.store = BlockStore(path or default_path())
+        self._pins = Pins(self.store.path / "pins")
+        self._timeout = timeout
+        self._source = source
+        self._peers = tuple(peers)
+        self._flights = Flights[Cid, bytes]()
+        self._disk = trio.CapacityLimiter(_DISK_THREADS)
+
+    async def get(self, cid: Cid, *, timeout: float | None = None) -> bytes:
+        """The block, from the store or a peer; what a peer sent is stored. See ``Node.get``."""
+        data = await self.local(cid)
+        if data is not None:
+            return data
+        seconds = self._timeout if timeout is None else timeout
+        return await self._flights.run(cid, partial(self._fetch, cid, seconds), seconds, partial(self._not_found, cid, seconds))
+
+    async def local(self, cid: Cid) -> bytes | None:
+        """The block, if the store itself has it, verified; nobody else is asked."""
+        return await self._on_disk(self.store.read, cid)
+
+    async def has(self, cid: Cid) -> bool:
+        """Whether the store has the block."""
+        return await self._on_disk(self.store.has, cid)
+
+    async def delete(self, cid: Cid) -> None:
+        """Forget a block, even a pinned one."""
+        await self._on_disk(self.store.delete, cid)
+
+    async def blocks(self) -> AsyncIterator[Cid]:
+        """Every CID in the store."""
+        for shard in await self._on_disk(self.store.shards):
+            for cid, _ in await self._on_disk(lambda shard: list(self.store.shard(shard)), shard):
+                yield cid
+
+    async def stats(self) -> StoreStats:
+        """Blocks and bytes in the store."""
+        return await self._on_disk(self.store.stats)
+
+    @asynccontextmanager
+    async def push(self) -> AsyncIterator[Push]:
+        """Open a push. Pin before leaving it: from then on the collector may have what no pin reaches."""
+        staging = await self._on_disk(Staging, self.store)
+        failure: BaseException | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                push = EmbeddedPush(staging)
+                for _ in range(_PUSH_WRITERS):
+                    nursery.start_soon(push.write)
+                try:
+                    yield push
+                    await push.flush()
+                except BaseException as error:  # noqa: BLE001 (raised below, outside the nursery, which would wrap it in a group)
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(staging.close)
+        if failure is not None:
+            raise failure
+
+    async def pin(self, root: Cid, *, name: str = "") -> None:
+        """Keep ``root`` and all below it, fetching what is missing; see ``Node.pin``."""
+        staging = await self._on_disk(Staging, self.store)
+        try:
+            await self._complete(root, staging)
+            await self._on_disk(self.store.sync)
+            await self._on_disk(self._pins.add, root, name)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(staging.close)
+
+    async def unpin(self, root: Cid) -> None:
+        """Stop keeping; raises NotFound."""
+        await self._on_disk(self._pins.remove, root)
+
+    async def pins(self) -> dict[Cid, str]:
+        """Pinned roots and their names."""
+        return await self._on_disk(self._pins.names)
+
+    async def gc(self) -> GcResult:
+        """Delete what no pin reaches and no open push, of any process, brought; see ``collect``."""
+        from ipfs_store.nodes.collect import collect
+
+        return await self._on_disk(collect, self.store, self._pins)
+
+    async def aclose(self) -> None:
+        """Close connections and files."""
+        if self._source is not None:
+            await self._source.aclose()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self.store.close)
+
+    async def _on_disk(self, function: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(partial(function, *args), limiter=self._disk)
+
+    async def _fetch(self, cid: Cid, seconds: float) -> bytes:
+        if self._source is None:
+            if not self._peers:
+                raise BlockNotFound(
+                    f"{format_cid(cid)} is not in {self.store.path}, and there are no peers to ask",
+                    hint="name peers with IPFS_STORE_PEERS=http://HOST:PORT (on the other machine: `ipfs-store serve`), or use a Kubo node",
+                )
+            from ipfs_store.nodes.exchange.client import PeerClient
+
+            self._source = PeerClient(self._peers)
+        data = await self._source.fetch(cid, timeout=seconds)
+        await self._on_disk(self.store.write, cid, data)
+        return data
+
+    def _not_found(self, cid: Cid, seconds: float) -> IpfsStoreError:
+        return BlockNotFound(
+            f"{format_cid(cid)}: nobody sent it within {seconds:g} s", hint="check the peers, or allow more time with --timeout"
+        )
+
+    async def _complete(self, root: Cid, staging: Staging) -> None:
+        """Bring all that ``root`` reaches into the store, and save it from the collector while ``staging`` is open."""
+        waiting = [root]
+        seen = {root}
+        while waiting:
+            batch, waiting = waiting[-_PIN_BATCH:], waiting[:-_PIN_BATCH]
+            missing, links = await self._on_disk(self._scan, batch, staging)
+            links += await self._fetch_all(missing)
+            for link in links:
+                if link not in seen:
+                    seen.add(link)
+                    waiting.append(link)
+
+    def _scan(self, cids: list[Cid], staging: Staging) -> tuple[list[Cid], list[Cid]]:
+        """Which of these are missing, and what the others link to."""
+        from ipfs_store.dag.links import links_of
+
+        staging.keep(cids)
+        missing: list[Cid] = []
+        links: list[Cid] = []
+        for cid in cids:
+            if codec_of(cid) == RAW:
+                if not self.store.has(cid):
+                    missing.append(cid)
+            elif (block := self.store.read(cid)) is None:
+                missing.append(cid)
+            else:
+                links += links_of(cid, block)
+        return missing, links
+
+    async def _fetch_all(self, cids: list[Cid]) -> list[Cid]:
+        """Fetch these; the CIDs they link to."""
+        from ipfs_store.dag.links import links_of
+
+        links: list[Cid] = []
+        failures: list[IpfsStoreError] = []
+        limiter = trio.CapacityLimiter(_PIN_FETCHES)
+
+        async def one(cid: Cid) -> None:
+            async with limiter:
+                try:
+                    links.extend(links_of(cid, await self.get(cid)))
+                except IpfsStoreError as error:
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for cid in cids:
+                nursery.start_soon(one, cid)
+        if failures:
+            raise failures[0]
+        return links
+
+
+class EmbeddedPush:
+    """See ``Push``. Blocks wait in a short queue for the writers, which take several at a time to a thread."""
+
+    def __init__(self, staging: Staging) -> None:
+        """A push into ``staging``; ``write`` has to be running."""
+        self._staging = staging
+        self._queue, self._waiting = trio.open_memory_channel[Block](_PUSH_QUEUE)
+        self._open = 0  # blocks put and not yet written
+        self._idle = trio.Event()
+        self._failure: IpfsStoreError | None = None
+
+    async def put(self, block: Block) -> None:
+        """Queue a block; raises StorageFailed if an earlier one could not be written."""
+        self._check()
+        self._open += 1
+        try:
+            await self._queue.send(block)
+        except BaseException:
+            self._settle(1)
+            self._check()  # the writers have ended
+            raise
+
+    async def flush(self) -> None:
+        """Return when all is on the disk and visible; raises StorageFailed."""
+        while self._open and self._failure is None:
+            self._idle = trio.Event()
+            await self._idle.wait()
+        self._check()
+        await trio.to_thread.run_sync(self._staging.commit)
+
+    @property
+    def new_blocks(self) -> int:
+        """Blocks stored that were not there before (known after flush)."""
+        return self._staging.new_blocks
+
+    @property
+    def new_bytes(self) -> int:
+        """Their bytes."""
+        return self._staging.new_bytes
+
+    async def write(self) -> None:
+        """Write what is queued, until cancelled."""
+        async for block in self._waiting:
+            blocks = [block]
+            while len(blocks) < _PUSH_QUEUE:
+                try:
+                    blocks.append(self._waiting.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            try:
+                await trio.to_thread.run_sync(self._staging.add, blocks)
+            except IpfsStoreError as error:
+                self._failure = error
+                self._waiting.close()
+                self._settle(math.inf)
+                return
+            self._settle(len(blocks))
+
+    def _settle(self, blocks: float) -> None:
+        self._open = 0 if blocks == math.inf else self._open - int(blocks)
+        if self._open <= 0:
+            self._idle.set()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise type(self._failure)(self._failure.message, hint=self._failure.hint) from self._failure
