@@ -1,0 +1,76 @@
+"""The tree that an image is written from."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ipfs_store.errors import InvalidInput
+
+NAME_MAX = 255
+LINK_MAX = 4095
+
+
+class InvalidTree(InvalidInput):
+    """A tree that no Linux file system could hold."""
+
+
+@dataclass(slots=True, eq=False)
+class Inode:
+    """One inode. A hard link is the same object under two names; a regular file has a size and no data (its blocks are holes)."""
+
+    mode: int
+    """Type and permission bits, as ``st_mode``."""
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    """Seconds since the epoch; may be negative."""
+    mtime_ns: int = 0
+    size: int = 0
+    """Bytes of a regular file; the writer sets it for directories and symbolic links."""
+    rdev: tuple[int, int] = (0, 0)
+    """Major and minor number of a device."""
+    link: bytes = b""
+    """Target of a symbolic link."""
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Full names, such as ``b"trusted.overlay.opaque"``."""
+    children: dict[bytes, Inode] | None = None
+    """Names and inodes of a directory; None for everything else."""
+
+    @property
+    def kind(self) -> int:
+        """The type bits of the mode."""
+        return stat.S_IFMT(self.mode)
+
+
+def check_inode(inode: Inode, name: bytes) -> None:
+    """Raise InvalidTree where a field is outside of what the kernel takes; ``name`` is for the message."""
+    shown = name.decode(errors="backslashreplace")[:80]
+    if inode.kind not in _KINDS:
+        raise InvalidTree(f"{shown}: mode {inode.mode:o} has no file type")
+    if (inode.children is not None) != (inode.kind == stat.S_IFDIR):
+        raise InvalidTree(f"{shown}: children belong to directories, and only to them")
+    if inode.kind == stat.S_IFLNK and not 0 < len(inode.link) <= LINK_MAX:
+        raise InvalidTree(f"{shown}: a symbolic link of {len(inode.link)} bytes (1 to {LINK_MAX} are possible)")
+    for what, value, limit in (
+        ("uid", inode.uid, 1 << 32),
+        ("gid", inode.gid, 1 << 32),
+        ("mtime_ns", inode.mtime_ns, 10**9),
+        ("size", inode.size, 1 << 63),
+        ("major number", inode.rdev[0], 1 << 12),
+        ("minor number", inode.rdev[1], 1 << 20),
+    ):
+        if not 0 <= value < limit:
+            raise InvalidTree(f"{shown}: {what} is {value}, outside of 0 to {limit - 1}")
+    if not -(1 << 63) <= inode.mtime < 1 << 63:
+        raise InvalidTree(f"{shown}: mtime is {inode.mtime}, which no file system can hold")
+
+
+def check_name(name: bytes) -> None:
+    """Raise InvalidTree unless ``name`` can be the name of a directory entry."""
+    if not name or len(name) > NAME_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        raise InvalidTree(f"{name[:80]!r} ({len(name)} bytes) cannot be the name of a file")
+
+
+_KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}

@@ -1,0 +1,67 @@
+"""Extended attributes in EROFS (erofs_fs.h: erofs_xattr_ibody_header, erofs_xattr_entry; "Shared xattrs")."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from ipfs_store.erofs.tree import InvalidTree
+
+# Prefixes that have a number on disk; the kernel knows no others, and neither does any Linux file system hold them.
+_PREFIXES = ((b"user.", 1), (b"trusted.", 4), (b"security.", 6))
+_WHOLE = {b"system.posix_acl_access": 2, b"system.posix_acl_default": 3}
+_IBODY_HEADER = 12
+_MAX_BODY = (0xFFFF - 1) * 4 + _IBODY_HEADER  # i_xattr_icount is 16 bits, in units of 4 bytes
+_MAX_SHARED = 255  # h_shared_count is one byte
+
+
+class SharedXattrs:
+    """Attributes (name and value) that several inodes have, written once for all of them."""
+
+    def __init__(self, inodes_xattrs: Iterable[Mapping[bytes, bytes]]) -> None:
+        counts: Counter[tuple[bytes, bytes]] = Counter()
+        for xattrs in inodes_xattrs:
+            if xattrs:
+                counts.update(xattrs.items())
+        self.area = bytearray()
+        self._ids: dict[tuple[bytes, bytes], int] = {}
+        for item, count in counts.items():
+            # A reference takes 4 bytes as well, so an entry of that size gains nothing by being shared.
+            if count > 1 and (entry := _entry(*item)):
+                self._ids[item] = len(self.area) // 4
+                self.area += entry
+
+    def body(self, xattrs: Mapping[bytes, bytes]) -> bytes:
+        """What follows the inode: header, references to shared attributes, inline attributes."""
+        if not xattrs:
+            return b""
+        shared: list[int] = []
+        inline = bytearray()
+        for item in sorted(xattrs.items()):
+            number = self._ids.get(item)
+            if number is not None and len(shared) < _MAX_SHARED:
+                shared.append(number)
+            else:
+                inline += _entry(*item)
+        if not shared and not inline:
+            return b""
+        body = struct.pack(f"<IB7x{len(shared)}I", 0, len(shared), *shared) + inline
+        if len(body) > _MAX_BODY:
+            raise InvalidTree(f"{len(body)} bytes of extended attributes on one file (at most {_MAX_BODY})")
+        return body
+
+
+def _entry(name: bytes, value: bytes) -> bytes:
+    index, rest = _WHOLE.get(name, 0), b""
+    if not index:
+        for prefix, number in _PREFIXES:
+            if name.startswith(prefix):
+                index, rest = number, name[len(prefix) :]
+                break
+        else:
+            return b""
+    if len(rest) > 255 or len(value) > 0xFFFF or (index in (1, 4, 6) and not rest):
+        raise InvalidTree(f"the extended attribute {name[:80]!r} of {len(value)} bytes is outside of what Linux takes")
+    entry = struct.pack("<BBH", len(rest), index, len(value)) + rest + value
+    return entry + bytes(-len(entry) % 4)
