@@ -1,0 +1,80 @@
+"""What an image is to those who move it, wherever it comes from; and how far a move has come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from ipfs_store.oci import Descriptor, Digest
+
+
+class Image(Protocol):
+    """An image of a source (archive, layout, registry, containerd); every byte it gives was checked against digest and size."""
+
+    @property
+    def name(self) -> str:
+        """The full name (``docker.io/library/debian:12``), empty where the source has none."""
+        ...
+
+    @property
+    def root(self) -> Descriptor:
+        """The index or manifest."""
+        ...
+
+    async def fetch(self, descriptor: Descriptor) -> bytes:
+        """A small blob (index, manifest, config); raises ImageNotFound, BlobMismatch."""
+        ...
+
+    def open_blob(self, descriptor: Descriptor) -> AbstractAsyncContextManager[Path]:
+        """A layer as a local file, whole and verified, there until the context ends; raises ImageNotFound, BlobMismatch."""
+        ...
+
+    async def aclose(self) -> None:
+        """Remove what was made to read the image."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedLayer:
+    """A layer in its new form, in a file that whoever asked for the conversion removes."""
+
+    path: Path
+    media_type: str
+    digest: Digest
+    size: int
+    diff_id: Digest
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    boundaries: tuple[int, ...] = ()
+    """Offsets where gzip members or zstd frames begin."""
+
+
+class Progress(Protocol):
+    """Told how far each item (a layer, a document) has come; the command line draws it."""
+
+    def begin(self, item: str, action: str, total: int) -> None:
+        """``action`` (``convert``, ``push``, ``fetch``) of ``item`` starts; ``total`` bytes."""
+        ...
+
+    def advance(self, item: str, count: int) -> None:
+        """``count`` bytes more."""
+        ...
+
+    def done(self, item: str, note: str = "") -> None:
+        """It is finished."""
+        ...
+
+
+class NoProgress:
+    """For callers that show nothing."""
+
+    def begin(self, item: str, action: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, item: str, count: int) -> None:
+        """Nothing."""
+
+    def done(self, item: str, note: str = "") -> None:
+        """Nothing."""

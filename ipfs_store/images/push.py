@@ -1,0 +1,261 @@
+"""An image into a node: layers as UnixFS files, documents with ``ipfs://`` URLs on every descriptor, an image root that links it all."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import trio
+
+from ipfs_store.cids import Cid, format_cid
+from ipfs_store.dag.builder import FileBuilder
+from ipfs_store.dag.chunker import fixed_leaves, member_leaves
+from ipfs_store.errors import ImageNotFound, InvalidDescriptor
+from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress
+from ipfs_store.images.root import ROOT_ANNOTATION, RootBuilder
+from ipfs_store.nodes.interface import Block, Node, Push
+from ipfs_store.oci import Descriptor, Digest, Platform
+from ipfs_store.oci.manifest import Config, Index, Manifest, encode_document
+from ipfs_store.oci.media_types import is_index, is_layer
+from ipfs_store.oci.platform import default_platform, select
+
+Convert = Callable[[Descriptor, Path], AbstractAsyncContextManager[ConvertedLayer | None]]
+"""Makes the lazily readable form of a layer; None where the layer is to stay as it is."""
+Boundaries = Callable[[Descriptor, Path], Awaitable[Sequence[int]]]
+"""Where the members of a layer that is not converted begin; empty where that is not known."""
+
+_NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """How an image is pushed."""
+
+    platforms: tuple[Platform, ...] | None = ()
+    """Which manifests of an index; empty: this machine's; None: all."""
+    convert: Convert | None = None
+    boundaries: Boundaries | None = None
+    fixed_chunks: int | None = None
+    """Cut layers every so many bytes, as ``ipfs add`` does; None: where members end."""
+    root_annotation: bool = True
+    """Name the image root in the descriptor; without it the descriptor is, byte for byte, what other tools push."""
+    name: str = ""
+    """Name for the image instead of the source's."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedLayer:
+    """A layer as it lies in the node now."""
+
+    descriptor: Descriptor
+    cid: Cid
+    converted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """What a push did."""
+
+    cid: Cid
+    """The image CID: the descriptor's JSON."""
+    root: Cid
+    descriptor: Descriptor
+    layers: tuple[PushedLayer, ...]
+    bytes: int
+    """Of all blobs."""
+    new_blocks: int
+    new_bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By phase: ``convert`` and ``push``, which do not overlap."""
+
+
+async def push_image(node: Node, image: Image, options: PushOptions | None = None, progress: Progress | None = None) -> PushResult:
+    """Put ``image`` into ``node`` and pin it there.
+
+    The same image and options give the same CID, and store nothing that is there already. Memory is bounded by one leaf at a time and the
+    node's queue. Raises what the source raises, StorageFailed, NodeUnavailable; nothing is pinned then.
+    """
+    options = options or PushOptions()
+    async with node.push() as push:
+        work = _Pusher(push, image, options, progress or NoProgress())
+        result = await work.run()
+    await node.pin(result.root, name=work.name)
+    await node.pin(result.cid, name=work.name)
+    return result
+
+
+class _Pusher:
+    def __init__(self, push: Push, image: Image, options: PushOptions, progress: Progress) -> None:
+        self._push = push
+        self._image = image
+        self._options = options
+        self._progress = progress
+        self._layers: dict[Digest, tuple[PushedLayer, Digest | None]] = {}
+        self._bytes = 0
+        self.name = options.name or image.name
+        self._root = RootBuilder(self.name)
+        self._seconds = {"convert": 0.0, "push": 0.0}
+
+    async def run(self) -> PushResult:
+        start = trio.current_time()
+        top = await self._index(self._image.root) if is_index(self._image.root.media_type) else await self._manifest(self._image.root)
+        root = self._root.build(top)
+        await self._push.put(root)
+        names = dict.fromkeys(_NAMES, self.name) if self.name else {}
+        marked = {ROOT_ANNOTATION: format_cid(root.cid)} if self._options.root_annotation else {}
+        top = replace(top, annotations={**top.annotations, **names, **marked})
+        cid = await self._file(encode_document(top.to_json()))
+        await self._push.flush()
+        self._seconds["push"] = trio.current_time() - start - self._seconds["convert"]
+        return PushResult(
+            cid, root.cid, top, tuple(layer for layer, _ in self._layers.values()), self._bytes,
+            self._push.new_blocks, self._push.new_bytes, self._seconds,
+        )  # fmt: skip
+
+    async def _index(self, descriptor: Descriptor) -> Descriptor:
+        index = Index.parse(await self._image.fetch(descriptor), media_type=descriptor.media_type)
+        kept: list[Descriptor] = []
+        for item in self._chosen(index):
+            kept.append(await self._index(item) if is_index(item.media_type) else await self._manifest(item))
+        if self._options.platforms is not None and len(kept) == 1:
+            return kept[0]  # one platform: the index would name what was not pushed
+        return await self._document(descriptor, index.replace(manifests=kept).to_bytes())
+
+    def _chosen(self, index: Index) -> list[Descriptor]:
+        if self._options.platforms is None:
+            return list(index.manifests)
+        wanted = self._options.platforms or (default_platform(),)
+        offered = [item.platform for item in index.manifests]
+        if len(offered) == 1 and offered[0] is None:
+            return list(index.manifests)  # an archive's index says where its only image is, not what it runs on
+        found = select(wanted, offered)
+        if not found:
+            has = ", ".join(sorted({str(platform) for platform in offered if platform})) or "none that are named"
+            raise ImageNotFound(
+                f"{self.name or 'the image'} has nothing for {', '.join(map(str, wanted))}; its platforms: {has}",
+                hint="choose with --platform, or take --all-platforms",
+            )
+        return [index.manifests[position] for position in found]
+
+    async def _manifest(self, descriptor: Descriptor) -> Descriptor:
+        where = f"manifest {descriptor.digest}"
+        data = await self._image.fetch(descriptor)
+        manifest = Manifest.parse(data, where=where, media_type=descriptor.media_type)
+        config_data = await self._image.fetch(manifest.config)
+        layers: list[Descriptor] = []
+        diff_ids: list[Digest | None] = []
+        for layer in manifest.layers:
+            pushed, diff_id = await self._layer(layer)
+            layers.append(pushed.descriptor)
+            diff_ids.append(diff_id)
+        if any(diff_ids):
+            config = Config.parse(config_data, where=f"config {manifest.config.digest}")
+            if len(config.diff_ids) != len(diff_ids):
+                raise InvalidDescriptor(f"{where}: {len(diff_ids)} layers, and {len(config.diff_ids)} DiffIDs in its config")
+            config_data = config.replace(diff_ids=[new or old for new, old in zip(diff_ids, config.diff_ids, strict=True)]).to_bytes()
+        new_config = await self._document(manifest.config, config_data)
+        pushed_manifest = await self._document(descriptor, manifest.replace(config=new_config, layers=layers).to_bytes())
+        self._root.add_manifest(pushed_manifest, new_config, layers)
+        return pushed_manifest
+
+    async def _layer(self, layer: Descriptor) -> tuple[PushedLayer, Digest | None]:
+        known = self._layers.get(layer.digest)
+        if known is None:
+            async with self._image.open_blob(layer) as path:
+                known = await self._put_layer(layer, path)
+            self._layers[layer.digest] = known
+        return known
+
+    async def _put_layer(self, layer: Descriptor, path: Path) -> tuple[PushedLayer, Digest | None]:
+        if self._options.convert is not None and is_layer(layer.media_type):
+            start = trio.current_time()
+            async with self._options.convert(layer, path) as converted:
+                self._seconds["convert"] += trio.current_time() - start
+                if converted is not None:
+                    descriptor = Descriptor(
+                        converted.media_type, converted.digest, converted.size, (), {**layer.annotations, **converted.annotations}
+                    )
+                    cid = await self._blob(descriptor, converted.path, converted.boundaries)
+                    return PushedLayer(_with_url(descriptor, cid), cid, True), converted.diff_id
+        boundaries: Sequence[int] = ()
+        if self._options.boundaries is not None and self._options.fixed_chunks is None:
+            boundaries = await self._options.boundaries(layer, path)
+        cid = await self._blob(layer, path, boundaries)
+        return PushedLayer(_with_url(layer, cid), cid, False), None
+
+    async def _blob(self, descriptor: Descriptor, path: Path, boundaries: Sequence[int]) -> Cid:
+        item = str(descriptor.digest)
+        self._progress.begin(item, "push", descriptor.size)
+        self._bytes += descriptor.size
+        with path.open("rb") as file, _mapped(file.fileno(), descriptor.size) as data:
+            leaves = _leaves(data, boundaries, self._options.fixed_chunks)
+            cid = await self._put_file(leaves, lambda count: self._progress.advance(item, count))
+        self._progress.done(item, format_cid(cid))
+        return cid
+
+    async def _document(self, before: Descriptor, data: bytes) -> Descriptor:
+        cid = await self._file(data)
+        self._bytes += len(data)
+        return _with_url(replace(before, digest=Digest.of(data), size=len(data)), cid)
+
+    async def _file(self, data: bytes) -> Cid:
+        # Documents are always cut as `ipfs add` cuts, so that their CIDs are what other tools print.
+        return await self._put_file(fixed_leaves(memoryview(data)))
+
+    async def _put_file(self, leaves: Iterable[memoryview], advance: Callable[[int], None] | None = None) -> Cid:
+        builder = FileBuilder()
+        blocks = _build(builder, leaves)
+        while batch := await trio.to_thread.run_sync(_take, blocks):
+            for block in batch:
+                await self._push.put(block)
+            if advance is not None:
+                advance(sum(len(block.data) for block in batch))
+        assert builder.root is not None
+        return builder.root
+
+
+def _build(builder: FileBuilder, leaves: Iterable[memoryview]) -> Iterator[Block]:
+    for leaf in leaves:
+        for cid, data in builder.add(bytes(leaf)):
+            yield Block(cid, data)
+    for cid, data in builder.finish():
+        yield Block(cid, data)
+
+
+def _take(blocks: Iterator[Block]) -> list[Block]:
+    """Up to a batch of blocks, so that hashing happens in a thread without a switch for each."""
+    batch: list[Block] = []
+    for block in blocks:
+        batch.append(block)
+        if len(batch) == _BATCH:
+            break
+    return batch
+
+
+def _leaves(data: memoryview, boundaries: Sequence[int], fixed: int | None) -> Iterator[memoryview]:
+    if fixed is not None:
+        return fixed_leaves(data, fixed)
+    return member_leaves(data, boundaries) if boundaries else fixed_leaves(data)
+
+
+class _mapped:  # noqa: N801 a context manager, used as a function
+    """The bytes of a file as a view, without reading them into memory; an empty file cannot be mapped."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
+        self._view = memoryview(self._map or b"")
+
+    def __enter__(self) -> memoryview:
+        return self._view
+
+    def __exit__(self, *_: object) -> None:
+        # Leaves are views as well; after an error some may live in its traceback, and the map is then freed with them.
+        self._view.release()
+
+
+def _with_url(descriptor: Descriptor, cid: Cid) -> Descriptor:
+    return replace(descriptor, urls=(f"ipfs://{format_cid(cid)}",))
