@@ -31,6 +31,8 @@ def member_leaves(data: memoryview, boundaries: Sequence[int], target: int = TAR
     A member of ``target`` bytes or more stands alone. One over 1 MiB is cut every ``2 * target`` bytes from its own start: equal
     members are equal leaves, and a compressed stream has no equal parts behind a change that a rolling hash could find.
     """
+    if not data:
+        return
     starts = _starts(boundaries, len(data))
     group = 0
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
@@ -54,7 +56,7 @@ def member_leaves(data: memoryview, boundaries: Sequence[int], target: int = TAR
 
 def _starts(boundaries: Sequence[int], size: int) -> list[int]:
     inside = boundaries[bisect_right(boundaries, 0) : bisect_left(boundaries, size)]
-    return [0, *dict.fromkeys(inside)] if size else []
+    return [0, *dict.fromkeys(inside)]
 
 
 def _pieces(member: memoryview, size: int) -> Iterator[memoryview]:
