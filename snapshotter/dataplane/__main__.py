@@ -1,0 +1,108 @@
+"""``python -m snapshotter.dataplane``: the data plane's process. The daemon starts it; people do when they look for a fault."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from ipfs_store.errors import IpfsStoreError
+from snapshotter.dataplane.server import LayerSource, Settings, serve
+
+_log = logging.getLogger(__name__)
+
+OpenSource = Callable[[], AbstractAsyncContextManager[LayerSource]]
+
+# A chunk of 256 KiB comes with its next three, in one request; four times that doubles the bytes of a cold start (a page fault reads around
+# itself as far as this goes), a quarter halves sequential throughput.
+READ_AHEAD_KIB = 1024
+GIVE_UP = 60.0
+CACHE_MAX_BYTES = 10 << 30
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    arguments = argparse.ArgumentParser(prog="python -m snapshotter.dataplane", description="Serve layers out of IPFS as one FUSE mount.")
+    arguments.add_argument("--mountpoint", type=Path, required=True, metavar="DIR", help="where the layers appear, each under its number")
+    arguments.add_argument("--control", type=Path, required=True, metavar="SOCKET", help="unix socket by which layers come and go")
+    arguments.add_argument("--cache", type=Path, required=True, metavar="DIR", help="verified chunks are kept here")
+    arguments.add_argument("--cache-max-bytes", type=int, default=CACHE_MAX_BYTES, metavar="N", help="(default %(default)s)")
+    arguments.add_argument("--node", default="auto", help="auto, embedded or kubo[:ADDRESS] (default %(default)s)")
+    arguments.add_argument("--node-path", type=Path, metavar="DIR", help="the block store of the embedded node")
+    arguments.add_argument("--peer", action="append", default=[], metavar="URL", help="a peer to get blocks from; may be repeated")
+    arguments.add_argument("--node-timeout", type=float, default=None, metavar="SECONDS", help="for one block")
+    arguments.add_argument("--give-up", type=float, default=GIVE_UP, metavar="SECONDS", help="then a read fails (default %(default)s)")
+    arguments.add_argument("--read-ahead-kib", type=int, default=READ_AHEAD_KIB, metavar="N", help="of the mount (default %(default)s)")
+    arguments.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    arguments.add_argument("--ready-fd", type=int, default=None, help=argparse.SUPPRESS)
+    return arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until stopped; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(given)
+
+    def source() -> AbstractAsyncContextManager[LayerSource]:
+        from snapshotter.dataplane.source import open_source  # brings HTTP along
+
+        return open_source(options.node, path=options.node_path, peers=tuple(options.peer), timeout=options.node_timeout)
+
+    return run(options, [word for word in given if not word.startswith("--ready-fd=")], source)
+
+
+def run(options: argparse.Namespace, given: Sequence[str], source: OpenSource) -> int:
+    """`main`, with layers from ``source``. ``given``: the arguments as they were, for the status."""
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
+    )
+    for talkative in ("httpx", "httpcore"):  # a line for every block
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    settings = Settings(
+        mountpoint=options.mountpoint.absolute(),
+        control=options.control.absolute(),
+        cache=options.cache.absolute(),
+        cache_max_bytes=options.cache_max_bytes,
+        give_up=options.give_up,
+        read_ahead_kib=options.read_ahead_kib,
+        arguments=tuple(given),
+    )
+    failure: BaseExceptionGroup[IpfsStoreError | OSError] | None = None
+    try:
+        serve(settings, source, lambda: _say(options.ready_fd, "ready"))
+    except* (IpfsStoreError, OSError) as group:
+        failure = group
+    if failure is not None:
+        error = _first(failure)
+        text = error.message if isinstance(error, IpfsStoreError) else str(error)
+        hint = f" ({error.hint})" if isinstance(error, IpfsStoreError) and error.hint else ""
+        _log.error("%s%s", text, hint)
+        _say(options.ready_fd, f"error: {text}{hint}")
+        return 1
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _say(descriptor: int | None, word: str) -> None:
+    """To whoever started us, once: that we serve, or why not."""
+    if descriptor is None:
+        return
+    try:
+        os.write(descriptor, f"{word}\n".encode())
+        os.close(descriptor)
+    except OSError as error:
+        _log.debug("nobody waits for %r: %s", word, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

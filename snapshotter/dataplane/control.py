@@ -1,0 +1,152 @@
+"""What the daemon and the data plane say to each other: one JSON object a line, on a unix socket.
+
+A connection carries requests and answers in turn, each answer to the request before it. Text in, values out, no I/O here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ipfs_store.errors import InvalidInput
+
+# A status of 1,000 layers has 300 KB; whoever sends a longer line without an end is not one of us.
+LONGEST_LINE = 8 << 20
+
+
+class Mount(msgspec.Struct, frozen=True, tag="mount", tag_field="op"):
+    """Show a layer as the directory ``layer`` of the mount."""
+
+    layer: int
+    cid: str
+    digest: str
+    toc_digest: str
+    timeout: float
+    """Seconds until the attempt is given up."""
+
+
+class Unmount(msgspec.Struct, frozen=True, tag="unmount", tag_field="op"):
+    """Take a layer away; nothing happens if it is not there."""
+
+    layer: int
+
+
+class Check(msgspec.Struct, frozen=True, tag="check", tag_field="op"):
+    """Is this layer mounted?"""
+
+    layer: int
+
+
+class Ask(msgspec.Struct, frozen=True, tag="status", tag_field="op"):
+    """Say everything about yourself."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="op"):
+    """Unmount and end."""
+
+
+Request = Mount | Unmount | Check | Ask | Stop
+
+
+class Done(msgspec.Struct, frozen=True, tag="done", tag_field="answer"):
+    """It was done; to Check: whether."""
+
+    path: str = ""
+    yes: bool = True
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="answer"):
+    """It was not done, and why."""
+
+    message: str
+    hint: str | None = None
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """A fetch that readers wait for."""
+
+    offset: int
+    """Of the compressed stream, in the blob."""
+    age: float
+    """Seconds."""
+    readers: int
+    attempts: int
+    reason: str
+    """Why the last attempt failed."""
+
+
+class LayerStatus(msgspec.Struct, frozen=True):
+    """One mounted layer; sizes in bytes."""
+
+    layer: int
+    digest: str
+    cid: str
+    entries: int
+    content: int
+    """Bytes of all its regular files."""
+    fetched: int
+    """Bytes got from the node: blocks of the blob, its DAG and its TOC."""
+    read: int
+    """Bytes given to readers (what the page cache gives is not seen here)."""
+    files_opened: int
+    """Distinct files."""
+    hits: int
+    """Chunks found in memory or in the cache on disk."""
+    misses: int
+    """Chunks that had to be fetched."""
+    waiting: list[Wait]
+
+
+class Status(msgspec.Struct, frozen=True, tag="status", tag_field="answer"):
+    """The data plane and its layers."""
+
+    pid: int
+    instance: str
+    """Different for each process that ever served: layers have to be mounted again in a new one."""
+    mountpoint: str
+    arguments: list[str]
+    """What it was started with."""
+    cache_bytes: int
+    rss_bytes: int
+    layers: list[LayerStatus]
+
+
+Answer = Done | Failed | Status
+
+_encoder = msgspec.json.Encoder()
+_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+def encode(message: Request | Answer) -> bytes:
+    """The line, with its end."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Raises InvalidInput."""
+    try:
+        return _requests.decode(line)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"the control socket got a line that is no request: {error}") from error
+
+
+def decode_answer(line: bytes) -> Answer:
+    """Raises InvalidInput."""
+    try:
+        return _answers.decode(line)
+    except msgspec.DecodeError as error:
+        raise InvalidInput(f"the control socket gave a line that is no answer: {error}") from error
+
+
+class Lines:
+    """Bytes in as they come, whole lines out."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that are complete now, without their ends; raises InvalidInput for one that is too long."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LONGEST_LINE:
+            raise InvalidInput(f"a line of more than {LONGEST_LINE} bytes on the control socket")
+        return lines

@@ -1,0 +1,273 @@
+"""What the kernel asks, answered from the trees and the chunk reader (pyfuse3's Operations).
+
+One file system holds every layer: the root has a directory for each, named by its number. An inode's number is the layer's number in the
+upper 32 bits and the node's index in the tree in the lower ones; so it is the same after every restart. Trees never change, so the kernel
+may keep names, attributes, absent names and pages as long as it likes, and nothing has to be counted: ``forget`` has nothing to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT, RequestContext, XAttrNameT
+
+from ipfs_store.errors import IpfsStoreError
+from snapshotter.dataplane.layers import MountedLayer
+from snapshotter.dataplane.processes import is_dying
+from snapshotter.dataplane.reader import ChunkReader
+from snapshotter.dataplane.tree import ROOT
+
+_log = logging.getLogger(__name__)
+
+FOREVER = 1e9
+"""Seconds; layers do not change."""
+BLOCK = 4096
+LOOK_FOR_KILLED = 0.25
+"""Seconds between two looks at who waits for a long read: one small file of /proc each, and only while somebody waits."""
+ONE_LINE_EVERY = 30.0
+"""Seconds between two log lines about the same file: one failed read comes as up to sixteen requests of the kernel."""
+_OPAQUE = frozenset({b"trusted.overlay.opaque", b"user.overlay.opaque"})
+_ACL = b"system.posix_acl_"
+_SHIFT = 32
+_LOW = (1 << _SHIFT) - 1
+
+
+@dataclass(eq=False, slots=True)
+class _Open:
+    """An open file."""
+
+    layer: MountedLayer
+    node: int
+    opener: int
+    """The thread that opened it; 0 where it is not known, or not to be asked again."""
+    reads: set[trio.CancelScope] = field(default_factory=set)
+    """Those that wait now."""
+
+
+class LayerOperations(pyfuse3.Operations):
+    """All mounted layers as one read-only file system."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, reader: ChunkReader) -> None:
+        super().__init__()
+        self.layers: dict[int, MountedLayer] = {}
+        self._reader = reader
+        self._open: dict[int, _Open] = {}
+        self._handles = itertools.count(1)
+        self._logged: dict[tuple[int, int], float] = {}
+
+    # Names and attributes: all in memory, answered without waiting.
+
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """The entry called ``name``; a name that a layer does not have is remembered by the kernel too."""
+        if parent_inode == pyfuse3.ROOT_INODE:
+            layer = self.layers.get(int(name)) if name.isdigit() else None
+            if layer is None or str(layer.number).encode() != name:
+                raise FUSEError(errno.ENOENT)  # not to be remembered: it may be mounted in a moment
+            return _attributes(layer, ROOT)
+        layer, parent = self._node(parent_inode)
+        node = layer.tree.lookup(parent, name)
+        if node:
+            return _attributes(layer, node)
+        absent = EntryAttributes()
+        absent.st_ino = InodeT(0)
+        absent.entry_timeout = FOREVER
+        return absent
+
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Attributes of any inode."""
+        return self._root() if inode == pyfuse3.ROOT_INODE else _attributes(*self._node(inode))
+
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """A symbolic link's target."""
+        layer, node = self._node(inode)
+        return FileNameT(layer.tree.link(node))
+
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """An extended attribute; whether a directory is opaque is one as well, for overlayfs."""
+        if name.startswith(_ACL):
+            raise FUSEError(errno.EOPNOTSUPP)  # ls then stops asking, for every file after
+        if inode != pyfuse3.ROOT_INODE:
+            layer, node = self._node(inode)
+            value = layer.tree.xattrs.get(node, {}).get(name)
+            if value is not None:
+                return value
+            if name in _OPAQUE and node in layer.tree.opaque:
+                return b"y"
+        raise FUSEError(errno.ENODATA)
+
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> list[XAttrNameT]:
+        """The attributes that the image gave it. overlayfs asks for its own by name, and would copy them up if they were listed."""
+        if inode == pyfuse3.ROOT_INODE:
+            return []
+        layer, node = self._node(inode)
+        return [XAttrNameT(name) for name in layer.tree.xattrs.get(node, ())]
+
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """The size of all layers; nothing is free."""
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK
+        data.f_blocks = sum(layer.content for layer in self.layers.values()) // BLOCK
+        data.f_files = sum(layer.tree.nodes for layer in self.layers.values())
+        data.f_bfree = data.f_bavail = data.f_ffree = data.f_favail = 0
+        data.f_namemax = 255
+        return data
+
+    # Directories: the handle is the inode, and a position is the number of the entry, since neither changes.
+
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """A handle, which is the inode's number."""
+        if inode != pyfuse3.ROOT_INODE:
+            self._node(inode)
+        return FileHandleT(inode)
+
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Entries from ``start_id``, in the order of names, with their attributes."""
+        entries = self._list_root(start_id) if fh == pyfuse3.ROOT_INODE else self._list(InodeT(fh), start_id)
+        for number, name, attributes in entries:
+            if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, number + 1):
+                return
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Nothing to let go of."""
+
+    def _list(self, inode: InodeT, start: int) -> Iterator[tuple[int, bytes, EntryAttributes]]:
+        layer, folder = self._node(inode)
+        if start < 1:
+            yield 0, b".", _attributes(layer, folder)
+        if start < 2:
+            yield 1, b"..", self._root() if folder == ROOT else _attributes(layer, layer.tree.parent[folder])
+        for number, name, node in layer.tree.entries(folder, max(start - 2, 0)):
+            yield number + 2, name, _attributes(layer, node)
+
+    def _list_root(self, start: int) -> Iterator[tuple[int, bytes, EntryAttributes]]:
+        # By layer number, so that a layer that comes or goes moves no other.
+        for number in sorted(self.layers):
+            if number >= start:
+                yield number, str(number).encode(), _attributes(self.layers[number], ROOT)
+
+    # Files.
+
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """A handle; pages that the kernel has stay good."""
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise FUSEError(errno.EROFS)
+        layer, node = self._node(inode)
+        layer.counters.opened.add(node)
+        handle = next(self._handles)
+        self._open[handle] = _Open(layer, node, ctx.pid)
+        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """The bytes, or EIO and one line in the log."""
+        opened = self._open[fh]
+        data = b""
+        with trio.CancelScope() as scope:
+            opened.reads.add(scope)
+            try:
+                data = await self._reader.read(opened.layer, opened.node, off, size)
+            except IpfsStoreError as error:
+                self._log_once(opened, error.message)
+                raise FUSEError(errno.EIO) from error
+            except Exception as error:  # a defect must cost one read, not the mounts of the whole machine
+                _log.exception("reading %s of layer %s", opened.layer.tree.path(opened.node), opened.layer.digest)
+                raise FUSEError(errno.EIO) from error
+            finally:
+                opened.reads.discard(scope)
+        if scope.cancelled_caught:
+            raise FUSEError(errno.EINTR)
+        opened.layer.counters.read += len(data)
+        return data
+
+    async def flush(self, fh: FileHandleT) -> None:
+        """A descriptor was closed; if that was the end of a process that was killed, nobody waits for its reads any more."""
+        opened = self._open[fh]
+        if opened.reads and is_dying(opened.opener):
+            self._leave(opened)
+
+    async def release(self, fh: FileHandleT) -> None:
+        """The last descriptor was closed."""
+        del self._open[fh]
+
+    async def watch_killed(self) -> None:
+        """Run for ever: end the reads of processes that got SIGKILL and cannot die while they wait for us.
+
+        pyfuse3 does not tell of interrupted requests. Most waiting readers die by themselves (they wait for the page, and `flush` hears of
+        it); one whose kernel reads without read-ahead waits for our answer, and dies when it gets one.
+        """
+        while True:
+            await trio.sleep(LOOK_FOR_KILLED)
+            for opened in [opened for opened in self._open.values() if opened.reads and opened.opener]:
+                if is_dying(opened.opener):
+                    self._leave(opened)
+
+    def _leave(self, opened: _Open) -> None:
+        # Once for each open file: should a child that inherited it read on, the kernel repeats what was read ahead, and that is served.
+        opened.opener = 0
+        for scope in opened.reads:
+            scope.cancel()
+
+    def _log_once(self, opened: _Open, reason: str) -> None:
+        now = trio.current_time()
+        about = opened.layer.generation, opened.node
+        if now - self._logged.get(about, -ONE_LINE_EVERY) < ONE_LINE_EVERY:
+            return
+        self._logged = {key: when for key, when in self._logged.items() if now - when < ONE_LINE_EVERY}
+        self._logged[about] = now
+        layer = opened.layer
+        _log.error("EIO: %s of layer %s (ipfs://%s): %s", layer.tree.path(opened.node), layer.digest or layer.number, layer.cid, reason)
+
+    # Inodes.
+
+    def _node(self, inode: InodeT) -> tuple[MountedLayer, int]:
+        layer = self.layers.get(inode >> _SHIFT)
+        node = inode & _LOW
+        if layer is None or not 0 < node <= layer.tree.nodes:
+            raise FUSEError(errno.ESTALE)
+        return layer, node
+
+    def _root(self) -> EntryAttributes:
+        root = EntryAttributes()
+        root.st_ino = pyfuse3.ROOT_INODE
+        # Only root goes in: overlayfs reads the layers with its mounter's rights, and nobody else has business here.
+        root.st_mode = stat.S_IFDIR | 0o700
+        root.st_nlink = 2 + len(self.layers)
+        root.st_blksize = BLOCK
+        root.attr_timeout = 0
+        return root
+
+
+def _attributes(layer: MountedLayer, node: int) -> EntryAttributes:
+    tree = layer.tree
+    entry = EntryAttributes()
+    mode = tree.mode[node]
+    entry.st_ino = InodeT(layer.number << _SHIFT | node)
+    entry.generation = layer.generation
+    entry.entry_timeout = entry.attr_timeout = FOREVER
+    entry.st_mode = mode
+    entry.st_nlink = tree.nlink[node]
+    entry.st_uid = tree.uid[node]
+    entry.st_gid = tree.gid[node]
+    entry.st_atime_ns = entry.st_ctime_ns = entry.st_mtime_ns = tree.mtime[node] * 1_000_000_000 + tree.mtime_ns[node]
+    entry.st_blksize = BLOCK
+    kind = stat.S_IFMT(mode)
+    if kind == stat.S_IFREG:
+        entry.st_size = size = tree.size[node]
+        entry.st_blocks = -(-size // BLOCK) * (BLOCK // 512)
+    elif kind == stat.S_IFLNK:
+        entry.st_size = tree.size[node]
+    elif kind == stat.S_IFDIR:
+        entry.st_size, entry.st_blocks = BLOCK, BLOCK // 512
+    else:
+        entry.st_rdev = tree.first[node]
+    return entry

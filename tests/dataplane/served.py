@@ -1,0 +1,91 @@
+"""``python -m tests.dataplane.served FOLDER ARGUMENTS``: the real data plane on layers and faults that lie in FOLDER.
+
+FOLDER/CID.blob, FOLDER/CID.toc   a layer (msgpack)
+FOLDER/faults                     what the next reads of a blob do, a word a line, the last one for ever: ok, away, missing, wrong, hold
+FOLDER/hold                       a FIFO: a read that holds goes on when somebody has opened it for writing and closed it
+FOLDER/reads                      a line for each read that began: CID offset length
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import trio
+
+from ipfs_store.errors import BlockNotFound, NodeUnavailable
+from ipfs_store.formats.toc import Toc
+from snapshotter.dataplane.__main__ import parser, run
+from snapshotter.dataplane.build import build_tree
+from snapshotter.dataplane.layers import Counters, Opened
+from snapshotter.dataplane.server import LayerSource
+from tests.dataplane.synthetic import decode
+
+
+class Faults:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def next(self) -> str:
+        path = self.folder / "faults"
+        words = path.read_text().split() if path.exists() else ["ok"]
+        if len(words) > 1:
+            path.write_text("\n".join(words[1:]))
+        return words[0]
+
+
+@dataclass
+class FaultyBlob:
+    """A RangeReader over a file that misbehaves on command."""
+
+    path: Path
+    faults: Faults
+    counters: Counters
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    async def read(self, offset: int, length: int) -> bytes:
+        with (self.faults.folder / "reads").open("a") as log:
+            log.write(f"{self.path.stem} {offset} {length}\n")
+        fault = self.faults.next()
+        if fault == "away":
+            raise NodeUnavailable("the node of the test is away")
+        if fault == "missing":
+            raise BlockNotFound("nobody has bafytest")
+        if fault == "hold":
+            await trio.to_thread.run_sync((self.faults.folder / "hold").read_bytes, abandon_on_cancel=True)
+        with self.path.open("rb") as file:
+            data = os.pread(file.fileno(), length, offset)
+        self.counters.fetched += length
+        return bytes([data[0], data[1], *(byte ^ 0xFF for byte in data[2:])]) if fault == "wrong" else data
+
+
+@dataclass
+class FolderSource:
+    folder: Path
+
+    async def open(self, cid: str, toc_digest: str, counters: Counters) -> Opened:
+        path = self.folder / f"{cid}.toc"
+        if not path.exists():
+            raise BlockNotFound(f"nobody has {cid}")
+        tree = build_tree(msgspec.msgpack.decode(path.read_bytes(), type=Toc))
+        return Opened(tree, FaultyBlob(self.folder / f"{cid}.blob", Faults(self.folder), counters), decode)
+
+
+@asynccontextmanager
+async def open_folder(folder: Path) -> AsyncIterator[LayerSource]:
+    yield FolderSource(folder)
+
+
+if __name__ == "__main__":
+    folder, *arguments = sys.argv[1:]
+    options = parser().parse_args(arguments)
+    given = [word for word in arguments if not word.startswith("--ready-fd=")]
+    sys.exit(run(options, given, lambda: open_folder(Path(folder))))
