@@ -1,0 +1,193 @@
+"""One peer: its address, how it has behaved, and how one block is asked of it (specs.ipfs.tech, http-gateways/trustless-gateway)."""
+
+from __future__ import annotations
+
+import enum
+import ssl
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from ipfs_store.cids import Cid, format_cid, verify_block
+from ipfs_store.errors import BlockMismatch, InvalidInput
+
+MAX_BLOCK = 2 << 20
+"""Bytes. Bitswap and Kubo take no larger block, so nothing honest is."""
+
+_CONNECT_TIMEOUT = 2.0  # seconds; a LAN answers in milliseconds, another continent in 0.3
+_SILENCE_TIMEOUT = 10.0  # seconds without a byte
+_CONNECTIONS = 16
+_KEEP_ALIVE = 30.0  # seconds; our own server closes an idle connection after 75, Kubo's never does
+_UNKNOWN_LATENCY = 0.1  # seconds taken for a peer that was never asked: below a far one, above a near one
+_WEIGHT = 0.2  # of the newest latency in the mean
+_BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds, by failures in a row
+_LIAR_BACK_OFF = 300.0  # seconds
+
+
+class Kind(enum.Enum):
+    """How a peer answered."""
+
+    FOUND = "found"
+    ABSENT = "absent"
+    WRONG = "wrong"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a peer said: the block, or why not, in words that follow its address."""
+
+    kind: Kind
+    data: bytes = b""
+    reason: str = ""
+
+
+class Peer:
+    """A trustless gateway: ``ipfs-store serve``, a Kubo, or a public one."""
+
+    def __init__(self, url: str) -> None:
+        """``url``: where ``/ipfs/`` is, such as ``http://10.0.0.2:8080``; raises InvalidInput."""
+        self.url = normalize_url(url)
+        self.latency = _UNKNOWN_LATENCY
+        """Seconds a block takes, an exponentially weighted mean."""
+        self.failures = 0
+        """In a row."""
+        self.retry_at = 0.0
+        """``trio.current_time()`` until which it is left alone."""
+        self.blocks = 0
+        self.bytes = 0
+        self._client: httpx.AsyncClient | None = None
+
+    @property
+    def resting(self) -> bool:
+        """Whether it failed lately and is left alone."""
+        return trio.current_time() < self.retry_at
+
+    async def ask(self, cid: Cid) -> Answer:
+        """Ask for one block and remember how it went."""
+        started = trio.current_time()
+        try:
+            answer = await self._request(cid)
+        except trio.Cancelled:
+            # Another peer was faster, or the time is up: it took at least this long.
+            self._remember_latency(max(self.latency, trio.current_time() - started))
+            raise
+        if answer.kind is Kind.FAILED:
+            self._rest(_BACK_OFF[min(self.failures, len(_BACK_OFF) - 1)])
+        elif answer.kind is Kind.WRONG:
+            self._rest(_LIAR_BACK_OFF)
+        else:
+            self.failures, self.retry_at = 0, 0.0
+            if answer.kind is Kind.FOUND:
+                self._remember_latency(trio.current_time() - started)
+                self.blocks += 1
+                self.bytes += len(answer.data)
+        return answer
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def _request(self, cid: Cid) -> Answer:
+        text = format_cid(cid)
+        fresh = False
+        while True:
+            try:
+                async with self._connections().stream(
+                    "GET",
+                    f"{self.url}/ipfs/{text}?format=raw",
+                    headers={"Accept": "application/vnd.ipld.raw", "Accept-Encoding": "identity"},
+                ) as response:
+                    return await _read(cid, response)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as error:
+                # An idle connection that the peer closed as we took it looks like this. Once more, then it is the peer.
+                if fresh:
+                    return Answer(Kind.FAILED, reason=_words(error))
+                fresh = True
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                return Answer(Kind.FAILED, reason=_words(error))
+
+    def _connections(self) -> httpx.AsyncClient:
+        if self._client is None:
+            # Loading the CA certificates takes 20 ms, which a plain HTTP peer need not pay.
+            verify: ssl.SSLContext | bool = True if self.url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._client = httpx.AsyncClient(
+                verify=verify,
+                trust_env=False,  # a proxy for web pages is no way to a peer
+                timeout=httpx.Timeout(_SILENCE_TIMEOUT, connect=_CONNECT_TIMEOUT, pool=None),
+                limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=_KEEP_ALIVE),
+                follow_redirects=True,
+                max_redirects=3,
+            )
+        return self._client
+
+    def _rest(self, seconds: float) -> None:
+        self.failures += 1
+        self.retry_at = trio.current_time() + seconds
+
+    def _remember_latency(self, seconds: float) -> None:
+        first = self.latency == _UNKNOWN_LATENCY
+        self.latency = seconds if first else self.latency + _WEIGHT * (seconds - self.latency)
+
+
+async def _read(cid: Cid, response: httpx.Response) -> Answer:
+    if response.status_code in (404, 410, 412):
+        return Answer(Kind.ABSENT, reason="does not have it")
+    if response.status_code != 200:
+        return Answer(Kind.FAILED, reason=f"answered {response.status_code} {response.reason_phrase}".rstrip())
+    declared = response.headers.get("Content-Length", "")
+    if declared.isdigit() and int(declared) > MAX_BLOCK:
+        return Answer(Kind.WRONG, reason=f"offered {int(declared)} bytes for one block")
+    data = bytearray()
+    async for piece in response.aiter_raw():
+        data += piece
+        if len(data) > MAX_BLOCK:
+            return Answer(Kind.WRONG, reason=f"sent more than {MAX_BLOCK} bytes for one block")
+    block = bytes(data)
+    try:
+        verify_block(cid, block)
+    except BlockMismatch:
+        return Answer(Kind.WRONG, reason=f"sent {len(block)} bytes that do not match the CID")
+    return Answer(Kind.FOUND, block)
+
+
+def normalize_url(text: str) -> str:
+    """A peer's base URL without a trailing slash or ``/ipfs``; ``HOST:PORT`` is taken as HTTP. Raises InvalidInput."""
+    url = text.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    hint = "a peer looks like http://10.0.0.2:8080"
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidInput(f"{text[:200]!r} is not the address of a peer: {error}", hint=hint) from error
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        raise InvalidInput(f"{text[:200]!r} is not the address of a peer", hint=hint)
+    if host == "localhost":
+        host = "127.0.0.1"  # Kubo answers `localhost` with a redirect to CID.ipfs.localhost, which not every resolver knows
+    elif ":" in host:
+        host = f"[{host}]"
+    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+    path = parts.path.rstrip("/").removesuffix("/ipfs")
+    return f"{parts.scheme}://{user}{host}{f':{port}' if port else ''}{path}"
+
+
+def _words(error: Exception) -> str:
+    kinds: dict[type[Exception], str] = {
+        httpx.ConnectTimeout: "does not accept connections",
+        httpx.ReadTimeout: f"sent nothing for {_SILENCE_TIMEOUT:g} s",
+        httpx.RemoteProtocolError: "broke off its answer",
+    }
+    if type(error) in kinds:
+        return kinds[type(error)]
+    cause: BaseException | None = error
+    while cause is not None:  # httpx and httpcore each wrap the OSError, and trio one per address that it tried
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0].lower() if str(error) else type(error).__name__
