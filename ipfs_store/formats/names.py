@@ -6,6 +6,11 @@ Specifications: "estargz" is ``docs/estargz.md`` of containerd/stargz-snapshotte
 
 from __future__ import annotations
 
+from typing import Literal
+
+Kind = Literal["estargz", "zstd:chunked", "stargz"]
+"""The lazily readable formats: gzip members with an inner or external TOC; zstd frames; gzip as CRFS wrote it, without chunk digests."""
+
 TOC_NAME = "stargz.index.json"
 """Tar entry that holds the TOC (estargz, "TOC and TOCEntries")."""
 TOC_VERSION = 1

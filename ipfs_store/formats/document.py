@@ -1,0 +1,86 @@
+"""The TOC's JSON document, as all formats write it, to and from bytes (estargz, "TOC and TOCEntries")."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import msgspec
+
+from ipfs_store.errors import InvalidLayer
+from ipfs_store.formats.names import TOC_VERSION
+
+
+class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, rename={
+    "mod_time": "modtime", "link_name": "linkName", "user_name": "userName", "group_name": "groupName", "end_offset": "endOffset",
+    "inner_offset": "innerOffset", "dev_major": "devMajor", "dev_minor": "devMinor", "chunk_offset": "chunkOffset", "chunk_size": "chunkSize",
+    "chunk_digest": "chunkDigest", "chunk_type": "chunkType",
+}):  # fmt: skip
+    """A TOCEntry as it stands; what its fields mean is said in the specification and checked by `entries.decode_toc`."""
+
+    name: str
+    type: str
+    size: int = 0
+    mod_time: str = ""
+    link_name: str = ""
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    user_name: str = ""
+    group_name: str = ""
+    offset: int = 0
+    end_offset: int = 0
+    """zstd:chunked of containers/storage: where the frame ends."""
+    inner_offset: int = 0
+    dev_major: int = 0
+    dev_minor: int = 0
+    xattrs: dict[str, bytes] | None = None
+    """Base64 in the JSON."""
+    digest: str = ""
+    chunk_offset: int = 0
+    chunk_size: int = 0
+    chunk_digest: str = ""
+    chunk_type: str = ""
+    """zstd:chunked of containers/storage: ``zeros`` for a hole."""
+
+
+class Document(msgspec.Struct, frozen=True):
+    """The whole TOC."""
+
+    version: int
+    entries: Sequence[Item]
+
+
+_decoder = msgspec.json.Decoder(Document)
+
+
+def decode_document(data: bytes) -> Document:
+    """Raises InvalidLayer for what is no TOC of a version that we know."""
+    try:
+        document = _decoder.decode(data)
+    except msgspec.DecodeError as error:
+        document = _with_surrogates(data, error)
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise InvalidLayer(f"the TOC is no JSON that we can read: {error}") from error
+    if document.version != TOC_VERSION:
+        raise InvalidLayer(f"the TOC is of version {document.version}; only version {TOC_VERSION} is known")
+    return document
+
+
+def encode_document(entries: Sequence[Item]) -> bytes:
+    """The JSON, the same bytes for the same entries. A name that is no UTF-8 keeps its bytes as lone surrogates (``\\udc80``): other
+    readers see U+FFFD there, as they would have written themselves, and ours sees the name."""
+    try:
+        return msgspec.json.encode(Document(TOC_VERSION, entries))
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(Document(TOC_VERSION, entries), builtin_types=()), separators=(",", ":")).encode()
+
+
+def _with_surrogates(data: bytes, first: msgspec.DecodeError) -> Document:
+    # msgspec refuses lone surrogates, and json, which does not, is eight times slower: only for documents that have some.
+    if b"\\ud" not in data and b"\\uD" not in data:
+        raise InvalidLayer(f"the TOC is no table of contents: {first}") from first
+    try:
+        return msgspec.convert(json.loads(data), Document)
+    except (ValueError, RecursionError) as error:
+        raise InvalidLayer(f"the TOC is no table of contents: {error}") from error

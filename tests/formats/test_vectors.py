@@ -1,0 +1,62 @@
+"""Blobs that other tools wrote read back exactly."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ipfs_store.errors import NotSeekable, TocMismatch
+from ipfs_store.formats.layer import open_layer, read_file
+from tests.formats.blobs import VECTORS, BytesBlob, of_entry, of_tar
+
+_ALL = {vector["blob"]: vector for vector in json.loads((VECTORS / "vectors.json").read_text())["vectors"]}
+INSIDE = ["default.blob", "chunk64k.blob", "prioritized.blob", "minchunk.blob", "zstd.blob"]
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vectors") / "input.tar"
+    subprocess.run([sys.executable, VECTORS.parent / "make_input.py", path], check=True)
+    return path
+
+
+@pytest.mark.parametrize("name", INSIDE)
+async def test_every_file_of_a_vector_is_as_it_was(name: str, source: Path) -> None:
+    blob = BytesBlob((VECTORS / name).read_bytes())
+    layer = await open_layer(blob, _ALL[name]["descriptor"]["annotations"])
+    expected, contents = of_tar(source)
+    found = {entry.path: entry for entry in layer.toc.entries if entry.path}
+    implied = {path for path in found if path not in expected}
+    assert all(found[path].type == "dir" and any(other.startswith(path + "/") for other in expected) for path in implied)
+    assert {path: of_entry(entry) for path, entry in found.items() if path not in implied} == expected
+    for path, data in contents.items():
+        assert b"".join([piece async for piece in read_file(blob, layer, found[path])]) == data, path
+
+
+async def test_prioritized_files_lie_before_the_landmark() -> None:
+    vectors = json.loads((VECTORS / "vectors.json").read_text())
+    layer = await open_layer(BytesBlob((VECTORS / "prioritized.blob").read_bytes()))
+    by_path = {entry.path: entry for entry in layer.toc.entries}
+    prioritized = vectors["prioritized_files"]
+    assert layer.toc.prefetch_end > 0
+    assert all(by_path[path].chunks[-1].end <= layer.toc.prefetch_end for path in prioritized)
+    assert not any(path.endswith("landmark") for path in by_path)
+
+
+async def test_the_toc_costs_one_read_where_it_is_short() -> None:
+    blob = BytesBlob((VECTORS / "default.blob").read_bytes())
+    await open_layer(blob)
+    assert len(blob.reads) == 1
+
+
+async def test_a_toc_with_another_digest_than_asked_for_is_refused() -> None:
+    blob = BytesBlob((VECTORS / "default.blob").read_bytes())
+    with pytest.raises(TocMismatch, match="was asked for"):
+        await open_layer(blob, toc_digest="sha256:" + "0" * 64)
+
+
+async def test_a_layer_whose_toc_is_elsewhere_is_refused_with_a_reason() -> None:
+    with pytest.raises(NotSeekable, match="image of its own"):
+        await open_layer(BytesBlob((VECTORS / "externaltoc.blob").read_bytes()))
