@@ -1,0 +1,95 @@
+"""``ipfs-store rpull`` and ``ipfs-store run``: what is loaded to show their help. The work is in ``rpull`` and ``run``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ipfs_store.cli.command import Command
+from ipfs_store.cli.settings import Duration, Settings
+
+if TYPE_CHECKING:
+    from snapshotter.containerd.rpull import PulledLayer
+
+_address = click.option(
+    "-a", "--address", metavar="SOCKET", help="containerd's socket [$CONTAINERD_ADDRESS, /run/containerd/containerd.sock]."
+)
+_namespace = click.option("-n", "--namespace", metavar="NAME", help="containerd's namespace [$CONTAINERD_NAMESPACE, default].")
+_snapshotter = click.option(
+    "--snapshotter", default="ipfs", show_default=True, metavar="NAME",
+    help="containerd's snapshotter; overlayfs for an eager pull.",
+)  # fmt: skip
+_timeout = click.option("--timeout", type=Duration(), help="When a block counts as found nowhere (30, 90s, 2m).")
+
+
+@click.command(
+    cls=Command,
+    short_help="Bring an image from IPFS into containerd, its layers lazily.",
+    examples="""
+    ipfs-store rpull bafkrei...                           # then: ctr run --rm -t --snapshotter ipfs NAME ID
+    ipfs-store rpull --name debian ipfs://bafkrei...      # under a name of your own
+    ipfs-store rpull --snapshotter overlayfs bafkrei...   # fetch and unpack everything now
+    """,
+)
+@click.argument("cid")
+@click.option("--name", default="", help="Name of the image in containerd [the one it was pushed under, or the CID].")
+@_address
+@_namespace
+@_snapshotter
+@click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Which of several (may be repeated) [this machine's].")
+@click.option("--all-platforms", is_flag=True, help="All of several.")
+@_timeout
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print the image's name only.")
+@click.pass_obj
+def rpull(
+    settings: Settings, cid: str, name: str, address: str | None, namespace: str | None, snapshotter: str, platforms: tuple[str, ...],
+    all_platforms: bool, timeout: float | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Bring the image CID (or ipfs://CID) into containerd.
+
+    Manifest and config go into its content store, and the snapshotter mounts the layers: files are fetched when they are read. A layer that
+    cannot be mounted so is fetched and unpacked. The last line printed is the image's name.
+    """
+    import json
+    import time
+
+    from ipfs_store.cids import format_cid, parse_cid
+    from ipfs_store.oci.platform import parse_platform
+
+    image_cid = parse_cid(cid)
+    wanted = None if all_platforms else tuple(map(parse_platform, platforms))
+
+    from snapshotter.containerd.connection import connect
+    from snapshotter.containerd.rpull import rpull as pull
+
+    start = time.monotonic()
+    with connect(address, namespace) as connection:
+        pulled = settings.run(
+            lambda node: pull(
+                node, connection, image_cid, name=name, snapshotter=snapshotter, platforms=wanted,
+                timeout=timeout or settings.timeout, report=(lambda _: None) if quiet or as_json else _print_layer,
+            )
+        )  # fmt: skip
+        if as_json:
+            value = {
+                "name": pulled.name,
+                "cid": format_cid(pulled.cid),
+                "digest": str(pulled.digest),
+                "namespace": connection.namespace,
+                "snapshotter": snapshotter,
+                "seconds": round(time.monotonic() - start, 3),
+                "layers": [
+                    {"digest": str(layer.digest), "chain_id": str(layer.chain_id), "size": layer.size, "how": layer.how, "why": layer.why}
+                    for layer in pulled.layers
+                ],
+            }
+            click.echo(json.dumps(value, indent=2))
+        else:
+            click.echo(pulled.name)
+
+
+def _print_layer(layer: PulledLayer) -> None:
+    said = {"lazy": "mounted lazily", "pulled": "pulled", "present": "there already"}[layer.how]
+    click.echo(f"layer {layer.digest} ({layer.size} bytes): {said}" + (f": {layer.why}" if layer.why else ""), err=True)
