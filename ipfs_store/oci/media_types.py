@@ -86,6 +86,15 @@ def layer_type(compression: Compression) -> str:
     return {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}[compression]
 
 
+def gzip_layer(media_type: str) -> str:
+    """The type of the same layer with gzip around it, of the same family: a Docker manifest keeps Docker's types. ValueError for no layer."""
+    compression_of(media_type)
+    for family, zipped in ((DOCKER_LAYER, ".gzip"), (_DOCKER_FOREIGN, ".gzip"), (OCI_LAYER, "+gzip"), (_OCI_NONDISTRIBUTABLE, "+gzip")):
+        if media_type.startswith(family):
+            return family + zipped
+    raise ValueError(f"{media_type} is not a layer")
+
+
 def to_oci(media_type: str) -> str:
     """The OCI counterpart of a Docker type; any other type unchanged."""
     return _TO_OCI.get(media_type, media_type)

@@ -24,7 +24,7 @@ class BytesBlob:
         return len(self.data)
 
     async def read(self, offset: int, length: int) -> bytes:
-        assert 0 <= offset and 0 <= length and offset + length <= len(self.data)
+        assert 0 <= offset <= offset + length <= len(self.data)
         self.reads.append((offset, length))
         return self.data[offset : offset + length]
 

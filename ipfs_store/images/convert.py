@@ -1,0 +1,97 @@
+"""Layers on their way into a node: converted to eStargz, or cut where their members begin if they are lazily readable already."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from ipfs_store.errors import InvalidLayer
+from ipfs_store.formats.layer import Layer, open_layer
+from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST, ANNOTATION_UNCOMPRESSED_SIZE
+from ipfs_store.formats.writer import CHUNK_SIZE, LEVEL, Written, write_estargz
+from ipfs_store.images.model import ConvertedLayer, NoProgress, Progress
+from ipfs_store.images.push import Convert
+from ipfs_store.oci import Descriptor, Digest
+from ipfs_store.oci.media_types import gzip_layer
+
+
+def estargz(*, chunk_size: int = CHUNK_SIZE, level: int = LEVEL, folder: Path | None = None, progress: Progress | None = None) -> Convert:
+    """A conversion to eStargz for `push.PushOptions.convert`; a layer that is lazily readable stays as it is.
+
+    ``folder``: where the layer is unpacked and written (its uncompressed size is needed there), the system's temporary one if None.
+    """
+    told = progress or NoProgress()
+
+    @asynccontextmanager
+    async def convert(layer: Descriptor, path: Path) -> AsyncIterator[ConvertedLayer | None]:
+        if await _is_lazy(layer, path):
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="ipfs-store-", dir=folder) as name:
+            target = Path(name) / "layer"
+            item = str(layer.digest)
+            begun = False
+
+            def advance(count: int, total: int) -> None:
+                nonlocal begun
+                trio.from_thread.check_cancelled()
+                if not begun:
+                    told.begin(item, "convert", total)
+                    begun = True
+                told.advance(item, count)
+
+            written = await trio.to_thread.run_sync(
+                lambda: write_estargz(path, target, chunk_size=chunk_size, level=level, advance=advance)
+            )
+            told.done(item)
+            yield _converted(layer, target, written)
+
+    return convert
+
+
+async def boundaries(layer: Descriptor, path: Path) -> Sequence[int]:
+    """Where the members or frames of a lazily readable layer begin, as far as its TOC says; empty for others."""
+    try:
+        opened = await _open(layer, path)
+    except InvalidLayer:
+        return ()
+    starts = {chunk.offset for entry in opened.toc.entries for chunk in entry.chunks if chunk.end > chunk.offset}
+    return sorted(starts | {0, opened.toc_offset})
+
+
+def _converted(layer: Descriptor, path: Path, written: Written) -> ConvertedLayer:
+    annotations = {ANNOTATION_TOC_DIGEST: written.toc_digest, ANNOTATION_UNCOMPRESSED_SIZE: str(written.uncompressed_size)}
+    return ConvertedLayer(
+        path, gzip_layer(layer.media_type), Digest.parse(written.digest), written.size, Digest.parse(written.diff_id), annotations,
+        written.boundaries,
+    )  # fmt: skip
+
+
+async def _is_lazy(layer: Descriptor, path: Path) -> bool:
+    try:
+        return (await _open(layer, path)).kind != "stargz"
+    except InvalidLayer:
+        return False  # no footer, one by chance, or a TOC that leads nowhere: converted, it will be right
+
+
+@dataclass(frozen=True, slots=True)
+class _FileBlob:
+    path: Path
+    size: int
+
+    async def read(self, offset: int, length: int) -> bytes:
+        def work() -> bytes:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+
+        return await trio.to_thread.run_sync(work)
+
+
+async def _open(layer: Descriptor, path: Path) -> Layer:
+    return await open_layer(_FileBlob(path, (await trio.Path(path).stat()).st_size), layer.annotations)
