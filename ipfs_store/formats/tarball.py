@@ -81,7 +81,7 @@ def members(tar: memoryview) -> Iterator[Member]:
     try:
         with tarfile.open(fileobj=cast(BinaryIO, _Reader(tar)), mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
             while (info := archive.next()) is not None:
-                archive.members.clear()  # it keeps all that it has seen
+                archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
                 count += 1
                 if count > MAX_ENTRIES:
                     raise InvalidLayer(f"the layer has over {MAX_ENTRIES} entries")
