@@ -93,3 +93,70 @@ def rpull(
 def _print_layer(layer: PulledLayer) -> None:
     said = {"lazy": "mounted lazily", "pulled": "pulled", "present": "there already"}[layer.how]
     click.echo(f"layer {layer.digest} ({layer.size} bytes): {said}" + (f": {layer.why}" if layer.why else ""), err=True)
+
+
+@click.command(
+    cls=Command,
+    short_help="Run a container from an image of containerd or from a CID.",
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+    examples="""
+    ipfs-store run --rm bafkrei...                        # pull it lazily if it is not there, and run what it says
+    ipfs-store run --rm -t docker.io/library/debian:12 bash
+    ipfs-store run --rm --net-host --env A=1 --mount /srv:/data:ro NAME cat /data/file
+    """,
+)
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--rm", "remove", is_flag=True, help="Remove the container when it has ended.")
+@click.option("-t", "--tty", is_flag=True, help="Give it our terminal (and our input).")
+@click.option("-i", "--interactive", is_flag=True, help="Give it our input.")
+@click.option("--net-host", is_flag=True, help="Use the machine's network; without, it has none.")
+@click.option("-e", "--env", "environment", multiple=True, metavar="KEY=VALUE", help="Environment variable (may be repeated).")
+@click.option(
+    "--mount", "mounts", multiple=True, metavar="MOUNT", help="type=bind,src=A,dst=B,options=rbind:ro or A:B[:ro] (may be repeated)."
+)
+@click.option("-w", "--cwd", default="", metavar="FOLDER", help="Working directory [the image's].")
+@click.option("--read-only", is_flag=True, help="Make the root read-only.")
+@click.option("--name", default="", metavar="ID", help="Name of the container [made up].")
+@_address
+@_namespace
+@_snapshotter
+@click.option("--platform", metavar="OS/ARCH", help="Which of several platforms [this machine's].")
+@_timeout
+@click.pass_obj
+def run(
+    settings: Settings, image: str, command: tuple[str, ...], remove: bool, tty: bool, interactive: bool, net_host: bool,
+    environment: tuple[str, ...], mounts: tuple[str, ...], cwd: str, read_only: bool, name: str, address: str | None, namespace: str | None,
+    snapshotter: str, platform: str | None, timeout: float | None,
+) -> int:  # fmt: skip
+    """Run COMMAND, or what the image says, in a container from IMAGE: a name that containerd has, or a CID.
+
+    An image of a CID is pulled as rpull does if it is not there. The exit status is that of the command; signals are passed on.
+    """
+    import os
+    import secrets
+
+    from ipfs_store.oci.platform import parse_platform
+    from snapshotter.containerd.connection import connect
+    from snapshotter.containerd.run import run as run_container
+    from snapshotter.containerd.run_image import find_image
+    from snapshotter.containerd.spec import BindMount, Options
+
+    if tty and not os.isatty(0):
+        raise click.UsageError("--tty: our input is no terminal")
+    for entry in environment:
+        if not entry.partition("=")[1] or entry.startswith("="):
+            raise click.BadParameter(f"{entry[:100]!r} is not KEY=VALUE", param_hint="--env")
+    options = Options(
+        command=command, environment=environment, working_directory=cwd, terminal=tty, host_network=net_host, read_only=read_only,
+        mounts=tuple(map(BindMount.parse, mounts)),
+    )  # fmt: skip
+    wanted = parse_platform(platform) if platform else None
+    with connect(address, namespace) as connection:
+        found = find_image(
+            settings, connection, image, snapshotter=snapshotter, platform=wanted, timeout=timeout or settings.timeout, report=_print_layer
+        )
+        return run_container(
+            connection, found, name or f"run-{secrets.token_hex(6)}", snapshotter=snapshotter, options=options, interactive=interactive,
+            remove=remove,
+        )  # fmt: skip

@@ -1,0 +1,87 @@
+"""Images of containerd's content store, for whoever moves images (``containerd:NAME``)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+
+import trio
+
+from ipfs_store.errors import BlobMismatch, ImageNotFound
+from ipfs_store.oci import Descriptor
+from snapshotter.containerd.connection import Connection, connect, leased
+from snapshotter.containerd.content import ContentStore
+from snapshotter.containerd.errors import ContainerdNotFound
+from snapshotter.containerd.local import document
+from snapshotter.containerd.records import Images
+
+
+class ContainerdImage:
+    """An image that containerd has, as ``ipfs_store.images.model.Image``; also an async context manager that closes it."""
+
+    def __init__(self, connection: Connection, name: str, root: Descriptor, closing: ExitStack, folder: Path | None) -> None:
+        self.name = name
+        self.root = root
+        self._connection = connection
+        self._content = ContentStore(connection)
+        self._closing = closing
+        self._folder = folder
+
+    async def fetch(self, descriptor: Descriptor) -> bytes:
+        """A small blob; raises ImageNotFound, BlobMismatch."""
+        return await trio.to_thread.run_sync(document, self._connection, descriptor)
+
+    @asynccontextmanager
+    async def open_blob(self, descriptor: Descriptor) -> AsyncIterator[Path]:
+        """A copy of the layer, verified, until the context ends; raises ImageNotFound (a layer that was mounted lazily is not there)."""
+        with tempfile.TemporaryDirectory(prefix="ipfs-store-", dir=self._folder) as folder:
+            path = Path(folder, descriptor.digest.hex)
+            await trio.to_thread.run_sync(self._copy, descriptor, path)
+            yield path
+
+    async def aclose(self) -> None:
+        """Close the connection, and let containerd collect the image again."""
+        await trio.to_thread.run_sync(self._closing.close)
+
+    async def __aenter__(self) -> ContainerdImage:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with trio.CancelScope(shield=True):
+            await self.aclose()
+
+    def _copy(self, descriptor: Descriptor, path: Path) -> None:
+        hasher, size = hashlib.sha256(), 0
+        try:
+            with path.open("wb") as file:
+                for piece in self._content.pieces(descriptor.digest):
+                    hasher.update(piece)
+                    size += len(piece)
+                    file.write(piece)
+                    trio.from_thread.check_cancelled()
+        except ContainerdNotFound as error:
+            raise ImageNotFound(
+                f"containerd does not have layer {descriptor.digest} of {self.name!r}",
+                hint="an image that was pulled lazily has no layers to push; push it from where it came from, or pull it eagerly",
+            ) from error
+        if hasher.hexdigest() != descriptor.digest.hex or size != descriptor.size:
+            raise BlobMismatch(
+                f"containerd's layer {descriptor.digest} has {size} bytes of digest sha256:{hasher.hexdigest()}, expected {descriptor.size}"
+            )
+
+
+def open_source(name: str, *, address: str | None = None, namespace: str | None = None, folder: Path | None = None) -> ContainerdImage:
+    """The image that containerd calls ``name``; kept from garbage collection until it is closed.
+
+    ``address``, ``namespace``: as ``connection.connect`` takes them. ``folder``: where layers are copied to ($TMPDIR).
+    Raises ImageNotFound, ContainerdUnavailable.
+    """
+    with ExitStack() as stack:
+        connection = stack.enter_context(leased(stack.enter_context(connect(address, namespace))))
+        root = Images(connection).get(name)
+        return ContainerdImage(connection, name, root, stack.pop_all(), folder or Path(os.environ.get("TMPDIR", "/var/tmp")))
