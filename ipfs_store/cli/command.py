@@ -1,0 +1,49 @@
+"""What every command shares: examples in its help, and flags that take ``=false`` as those of ctr and other Go tools do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+_TRUE = frozenset({"true", "t", "1", "yes", "on"})
+_FALSE = frozenset({"false", "f", "0", "no", "off"})
+
+
+class Command(click.Command):
+    """A command whose help ends with ``examples``, one a line: the command, and behind ``#`` what it does."""
+
+    def __init__(self, *arguments: Any, examples: str = "", **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.examples = [line.strip() for line in examples.strip().splitlines()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads ``--flag=BOOL`` as ``--flag`` or ``--no-flag``."""
+        return super().parse_args(ctx, [self._without_value(argument) for argument in args])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the examples."""
+        if self.examples:
+            with formatter.section("Examples"):
+                width = max(len(line.partition("#")[0].rstrip()) for line in self.examples)
+                for line in self.examples:
+                    command, _, what = (part.strip() for part in line.partition("#"))
+                    formatter.write(f"{' ' * formatter.current_indent}{command:{width}}  {what}".rstrip() + "\n")
+
+    def _without_value(self, argument: str) -> str:
+        name, equals, value = argument.partition("=")
+        if not equals or not name.startswith("--") or value.lower() not in _TRUE | _FALSE:
+            return argument
+        for option in self.params:
+            if isinstance(option, click.Option) and option.is_flag and name in option.opts:
+                if value.lower() in _TRUE:
+                    return name
+                if option.secondary_opts:
+                    return option.secondary_opts[0]
+        return argument
+
+
+class Group(Command, click.Group):
+    """Commands below a command; its help has examples too."""
+
+    command_class = Command

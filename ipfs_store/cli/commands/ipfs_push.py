@@ -1,0 +1,126 @@
+"""``ipfs-store ipfs-push``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ipfs_store.cli.command import Command
+from ipfs_store.cli.settings import Settings, Size
+
+if TYPE_CHECKING:
+    from ipfs_store.images.push import PushResult
+    from ipfs_store.nodes.interface import Node
+
+
+@click.command(
+    "ipfs-push",
+    cls=Command,
+    short_help="Push an image into IPFS and print its CID.",
+    examples="""
+    ipfs-store ipfs-push debian:12                               # from a registry
+    ipfs-store ipfs-push image.tar                               # an OCI or Docker archive, also compressed
+    ipfs-store ipfs-push docker-archive:images.tar:debian:12     # one of several in an archive
+    ipfs-store ipfs-push oci:layout                              # a folder
+    ipfs-store ipfs-push containerd:docker.io/library/debian:12  # what containerd has
+    ipfs-store ipfs-push --estargz=false --json image.tar        # layers as they are; the result as JSON
+    """,
+)
+@click.argument("source")
+@click.option("--estargz/--no-estargz", default=True, show_default=True, help="Convert layers to eStargz, so that they can be read lazily.")
+@click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Which of several (may be repeated) [this machine's].")
+@click.option("--all-platforms", is_flag=True, help="All of several.")
+@click.option(
+    "--chunk-size", type=Size(), default="256KiB", show_default=True, metavar="SIZE", help="Of converted layers: what is fetched at once."
+)
+@click.option("--level", type=click.IntRange(1, 9), default=6, show_default=True, help="Of converted layers: compression.")
+@click.option("--name", default="", help="Name of the image [the source's].")
+@click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
+@click.option("--creds", metavar="USER[:PASSWORD]", envvar="IPFS_STORE_CREDS",
+              help="For the registry, instead of those of docker login; in IPFS_STORE_CREDS nobody sees them.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.pass_obj
+def command(
+    settings: Settings, source: str, estargz: bool, platforms: tuple[str, ...], all_platforms: bool, chunk_size: int, level: int,
+    name: str, plain_http: bool, creds: str | None, as_json: bool, quiet: bool,
+) -> None:  # fmt: skip
+    """Push the image SOURCE into IPFS, keep it there (pin it), and print its CID.
+
+    SOURCE is an archive, the folder of an OCI layout, or a name as docker pull takes it. What a path holds is found out; oci:, oci-archive:,
+    docker-archive:, docker:// and containerd: before it say so. The same image and options give the same CID.
+    """
+    if platforms and all_platforms:
+        raise click.UsageError("--platform and --all-platforms exclude each other")
+    if not 4 << 10 <= chunk_size <= 64 << 20:
+        raise click.BadParameter("a chunk has 4 KiB to 64 MiB", param_hint="--chunk-size")
+
+    from ipfs_store.cli.progress import shown_progress
+    from ipfs_store.images.convert import boundaries
+    from ipfs_store.images.convert import estargz as to_estargz
+    from ipfs_store.images.push import PushOptions, push_image
+    from ipfs_store.images.sources import SourceOptions, open_image
+    from ipfs_store.oci import Reference
+    from ipfs_store.oci.platform import parse_platform
+
+    wanted = None if all_platforms else tuple(map(parse_platform, platforms))
+    full_name = str(Reference.parse(name)) if name else ""
+    credentials = _credentials(creds)
+
+    with shown_progress(quiet=quiet) as progress:
+        opening = SourceOptions(credentials=credentials, plain_http=plain_http, progress=progress)
+        convert = to_estargz(chunk_size=chunk_size, level=level, folder=opening.folder, progress=progress) if estargz else None
+        options = PushOptions(platforms=wanted, convert=convert, boundaries=boundaries, name=full_name)
+
+        async def push(node: Node) -> tuple[PushResult, str]:
+            async with open_image(source, options=opening) as image:
+                return await push_image(node, image, options, progress), full_name or image.name
+
+        result, pushed_name = settings.run(push)
+    _print(result, pushed_name, as_json=as_json, quiet=quiet)
+
+
+def _credentials(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    user, colon, password = text.partition(":")
+    if not user:
+        raise click.BadParameter("expected USER or USER:PASSWORD", param_hint="--creds")
+    return user, password if colon else click.prompt(f"Password of {user}", hide_input=True, err=True)
+
+
+def _print(result: PushResult, name: str, *, as_json: bool, quiet: bool) -> None:
+    from ipfs_store.cids import format_cid
+
+    cid = format_cid(result.cid)
+    if as_json:
+        import json
+
+        value = {
+            "cid": cid,
+            "root": format_cid(result.root),
+            "descriptor": result.descriptor.to_json(),
+            "name": name,
+            "bytes": result.bytes,
+            "new_blocks": result.new_blocks,
+            "new_bytes": result.new_bytes,
+            "seconds": {phase: round(seconds, 3) for phase, seconds in result.seconds.items()},
+            "layers": [
+                {
+                    "digest": str(layer.descriptor.digest),
+                    "cid": format_cid(layer.cid),
+                    "size": layer.descriptor.size,
+                    "converted": layer.converted,
+                }
+                for layer in result.layers
+            ],
+        }
+        click.echo(json.dumps(value, indent=2))
+        return
+    if not quiet:
+        from ipfs_store.cli.progress import size
+
+        blocks = f"{size(result.new_bytes)} new in {result.new_blocks} blocks"
+        click.echo(f"pushed {name or 'the image'}: {size(result.bytes)}, {blocks}, root {format_cid(result.root)}", err=True)
+    click.echo(cid)

@@ -1,0 +1,152 @@
+"""From what a person writes to an image: explicit prefixes, else what the path holds, else a name of a registry."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import trio
+
+from ipfs_store.errors import ImageNotFound, InvalidInput
+from ipfs_store.extensions import entry_points, load
+from ipfs_store.images.model import Image
+from ipfs_store.images.sources.docker import open_docker_archive
+from ipfs_store.images.sources.files import Archive, Files, Folder
+from ipfs_store.images.sources.layout import open_layout
+from ipfs_store.images.sources.options import SourceOptions
+from ipfs_store.images.sources.stored import StoredImage
+
+EXTENSIONS = "ipfs_store.sources"
+KINDS = ("oci", "oci-archive", "docker-archive", "docker")
+"""Prefixes (``docker://`` for a registry); those of entry points come on top."""
+_ARCHIVES = (".tar", ".tgz", ".tzst", ".txz", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2", ".oci")
+
+
+@asynccontextmanager
+async def open_image(text: str, *, kind: str | None = None, options: SourceOptions | None = None) -> AsyncIterator[Image]:
+    """The image that ``text`` names, closed at the end.
+
+    ``oci:FOLDER[:NAME]``, ``oci-archive:FILE[:NAME]``, ``docker-archive:FILE[:NAME]``, ``docker://REFERENCE``, ``containerd:NAME`` (and
+    whatever entry points of ``ipfs_store.sources`` bring), or without a prefix a path, whose contents tell what it is, or a registry's
+    reference. ``kind`` is the prefix, given apart.
+
+    Raises InvalidInput and its kin for what is none of these, ImageNotFound, RegistryUnavailable, BlobMismatch, StorageFailed.
+    """
+    options = options or SourceOptions()
+    found = await trio.to_thread.run_sync(_open, kind, text, options)
+    image = await _registry(found, options) if isinstance(found, str) else found
+    try:
+        yield image
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await image.aclose()
+
+
+def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str:
+    """The image, or the reference to ask a registry for. Synchronous: it reads archives."""
+    if kind is None:
+        kind, text = _split_kind(text)
+    if not text:
+        raise InvalidInput("no image is named", hint="an archive, a layout's folder, or a name such as debian:12")
+    if kind == "docker":
+        return text
+    if kind == "oci":
+        return _layout(*_split_name(text, "folder"))
+    if kind == "oci-archive":
+        return _archive(*_split_name(text, "file"), options, open_layout)
+    if kind == "docker-archive":
+        return _archive(*_split_name(text, "file"), options, open_docker_archive)
+    if kind:
+        return _extension(kind, text, options)
+    if Path(text).exists():
+        return _by_content(Path(text), "", options)
+    path, _, name = text.partition(":")
+    if not _looks_like_a_path(path):
+        return text
+    if name and Path(path).exists():
+        return _by_content(Path(path), name, options)
+    raise ImageNotFound(f"{text[:300]}: no such file or folder")
+
+
+def _split_kind(text: str) -> tuple[str, str]:
+    kind, separator, rest = text.partition(":")
+    if separator and not Path(text).exists():
+        if kind == "docker":
+            return (kind, rest[2:]) if rest.startswith("//") else ("", text)  # or it is docker.io/library/docker
+        if kind in KINDS:
+            return kind, rest
+        if kind in entry_points(EXTENSIONS):
+            return kind, rest.removeprefix("//")
+    return "", text
+
+
+def _split_name(text: str, what: str) -> tuple[Path, str]:
+    """``PATH[:NAME]``; a path with a colon in it is tried as it stands first."""
+    if Path(text).exists():
+        return Path(text), ""
+    path, _, name = text.partition(":")
+    if not Path(path).exists():
+        raise ImageNotFound(f"{path[:300]}: no such {what}")
+    return Path(path), name
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or text in (".", "..") or text.lower().endswith(_ARCHIVES)
+
+
+def _layout(path: Path, name: str) -> Image:
+    if not path.is_dir():
+        raise InvalidInput(f"{path} is no folder", hint=f"for a layout in a tar: oci-archive:{path}")
+    return _opened(Folder(path), name, open_layout)
+
+
+def _archive(path: Path, name: str, options: SourceOptions, opener: Callable[[Files, str], StoredImage]) -> Image:
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder, and no archive", hint=f"for a layout: oci:{path}")
+    return _opened(Archive(path, options.folder), name, opener)
+
+
+def _by_content(path: Path, name: str, options: SourceOptions) -> Image:
+    if path.is_dir():
+        if not (path / "oci-layout").exists() and not (path / "index.json").exists():
+            raise InvalidInput(f"{path} is a folder, but no OCI layout: it has neither oci-layout nor index.json")
+        return _opened(Folder(path), name, open_layout)
+    archive = Archive(path, options.folder)
+    # `docker save` since 25 and `ctr image export` write both; the layout says more (media types, platforms).
+    if "index.json" in archive and ("oci-layout" in archive or "manifest.json" not in archive):
+        return _opened(archive, name, open_layout)
+    if "manifest.json" in archive or "repositories" in archive:
+        return _opened(archive, name, open_docker_archive)
+    archive.close()
+    raise InvalidInput(
+        f"{path} is a tar, but no image: it has neither index.json nor manifest.json",
+        hint="a root file system becomes an image with `umoci` or `docker import`",
+    )
+
+
+def _opened(files: Files, name: str, opener: Callable[[Files, str], StoredImage]) -> Image:
+    try:
+        return opener(files, name)
+    except BaseException:
+        files.close()
+        raise
+
+
+async def _registry(text: str, options: SourceOptions) -> Image:
+    from ipfs_store.images.sources.registry import open_registry_image  # httpx: 85 ms that an archive does not need
+
+    return await open_registry_image(text, options)
+
+
+def _extension(kind: str, text: str, options: SourceOptions) -> Image:
+    target = entry_points(EXTENSIONS).get(kind)
+    if target is None:
+        known = ", ".join([*KINDS, *sorted(entry_points(EXTENSIONS))])
+        raise InvalidInput(f"no source of images is called {kind!r}", hint=f"there are {known}")
+    try:
+        opener = cast("Callable[..., Image]", load(target))
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(f"{kind}: {target} cannot be loaded: {error}", hint="pip install 'ipfs-store[snapshotter]'") from error
+    return opener(text, folder=options.folder)

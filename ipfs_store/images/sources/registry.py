@@ -1,0 +1,69 @@
+"""Images of a registry, as ``images.model.Image``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from ipfs_store.images.sources.credentials import Credentials, find_credentials
+from ipfs_store.images.sources.distribution import Registry
+from ipfs_store.images.sources.options import SourceOptions
+from ipfs_store.images.sources.scratch import Scratch
+from ipfs_store.oci import Descriptor, Reference
+
+
+async def open_registry_image(text: str, options: SourceOptions) -> RegistryImage:
+    """The image that ``text`` (a reference as ``docker pull`` takes it) names.
+
+    Raises InvalidReference, ImageNotFound, RegistryUnavailable (no answer, no permission), InvalidDescriptor, BlobMismatch.
+    """
+    reference = Reference.parse(text)
+    if options.credentials is not None:
+        credentials: Credentials | None = Credentials(*options.credentials)
+    else:
+        credentials = await trio.to_thread.run_sync(find_credentials, reference.domain, reference.path)
+    registry = Registry(reference, credentials, plain_http=options.plain_http)
+    try:
+        root, data = await registry.resolve()
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await registry.aclose()
+        raise
+    return RegistryImage(registry, str(reference), root, data, options)
+
+
+class RegistryImage:
+    """See ``images.model.Image``."""
+
+    def __init__(self, registry: Registry, name: str, root: Descriptor, data: bytes, options: SourceOptions) -> None:
+        self.name = name
+        self.root = root
+        self._data = data
+        self._registry = registry
+        self._options = options
+
+    async def fetch(self, descriptor: Descriptor) -> bytes:
+        """A small blob; raises ImageNotFound, BlobMismatch, RegistryUnavailable."""
+        if descriptor.digest == self.root.digest:
+            return self._data
+        return await self._registry.document(descriptor)
+
+    @asynccontextmanager
+    async def open_blob(self, descriptor: Descriptor) -> AsyncIterator[Path]:
+        """A layer, downloaded into a file without a name; raises ImageNotFound, BlobMismatch, RegistryUnavailable, StorageFailed."""
+        target = await trio.to_thread.run_sync(Scratch, self._options.folder)
+        progress, item = self._options.progress, str(descriptor.digest)
+        try:
+            progress.begin(item, "fetch", descriptor.size)
+            await self._registry.download(descriptor, target, lambda count: progress.advance(item, count))
+            progress.done(item)
+            yield target.path
+        finally:
+            target.close()
+
+    async def aclose(self) -> None:
+        """Close connections."""
+        await self._registry.aclose()
