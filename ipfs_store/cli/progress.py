@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ipfs_store.cli.sizes import size
 from ipfs_store.images.model import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -76,12 +77,3 @@ class _Lines:
         if item in self._begun:
             doing, start = self._begun.pop(item)
             click.echo(f"{doing} {item[:_DIGEST]}: done in {time.monotonic() - start:.1f} s{f', {note}' if note else ''}", err=True)
-
-
-def size(count: float) -> str:
-    """Bytes for people: ``312 B``, ``1.5 KB``, ``30.2 MB`` (powers of 1000)."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +28,10 @@ class Settings:
     """Trustless gateways to ask for blocks, ``http://host:port``."""
     timeout: float | None = None
     """Seconds after which a block counts as found nowhere; None: the node's own default."""
+
+    def within(self, timeout: float | None) -> Settings:
+        """The same with another timeout, if one is given."""
+        return self if timeout is None else replace(self, timeout=timeout)
 
     def run(self, work: Callable[[Node], Awaitable[Result]]) -> Result:
         """Open the node, do ``work`` with it under trio, close it."""
@@ -73,3 +77,7 @@ class Size(click.ParamType[int]):
         if not number.isascii() or not number.isdigit():
             self.fail(f"{value!r} is not a size such as 262144, 256KiB or 4MiB", param, ctx)
         return int(number) * unit
+
+
+timeout_option = click.option("--timeout", type=Duration(), help="When a block counts as found nowhere (30, 90s, 2m).")
+"""For commands that may have to ask others for blocks: ``--timeout``, also behind the command's name."""

@@ -119,7 +119,7 @@ def _print(result: PushResult, name: str, *, as_json: bool, quiet: bool) -> None
         click.echo(json.dumps(value, indent=2))
         return
     if not quiet:
-        from ipfs_store.cli.progress import size
+        from ipfs_store.cli.sizes import size
 
         blocks = f"{size(result.new_bytes)} new in {result.new_blocks} blocks"
         click.echo(f"pushed {name or 'the image'}: {size(result.bytes)}, {blocks}, root {format_cid(result.root)}", err=True)

@@ -1,0 +1,58 @@
+"""``ipfs-store node``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ipfs_store.cli.command import Command
+from ipfs_store.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from ipfs_store.nodes.interface import Node
+
+
+@click.command(
+    "node",
+    cls=Command,
+    short_help="Show the node that commands talk to.",
+    examples="""
+    ipfs-store node                          # which one --node auto finds, and what it holds
+    ipfs-store --node kubo:HOST:5001 node    # whether that Kubo answers
+    ipfs-store node --json                   # for programs
+    """,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def command(settings: Settings, as_json: bool) -> None:
+    """Show the node: its kind, where it is, how much it holds, how many pins it has, which peers it asks."""
+    found = settings.run(_describe)
+    found["peers"] = list(settings.peers)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(found, indent=2))
+        return
+    from ipfs_store.cli.sizes import size
+
+    if "bytes" in found:
+        found["bytes"] = size(found["bytes"])
+    found["peers"] = ", ".join(found["peers"]) or "none"
+    for key, value in found.items():
+        click.echo(f"{key:8} {value}")
+
+
+async def _describe(node: Node) -> dict[str, Any]:
+    from ipfs_store.nodes.embedded import EmbeddedNode
+
+    found: dict[str, Any] = {"node": node.name}
+    if isinstance(node, EmbeddedNode):
+        stats = await node.stats()
+        found |= {"path": str(node.store.path), "blocks": stats.blocks, "bytes": stats.bytes}
+    else:
+        from ipfs_store.nodes.kubo import KuboNode
+
+        if isinstance(node, KuboNode):
+            found |= {"address": str(node.address), "version": await node.version()}
+    return found | {"pins": len(await node.pins())}

@@ -1,0 +1,103 @@
+"""``ipfs-store pin add``, ``pin rm``, ``pin ls``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from ipfs_store.cli.command import Group
+from ipfs_store.cli.settings import Settings, timeout_option
+
+if TYPE_CHECKING:
+    from ipfs_store.cids import Cid
+    from ipfs_store.nodes.interface import Node
+
+
+@click.group(
+    "pin",
+    cls=Group,
+    short_help="Keep, or no longer keep, what a CID links to.",
+    examples="""
+    ipfs-store --peer http://HOST:8421 pin add ROOT    # fetch all of an image and keep it
+    ipfs-store pin ls                                  # what is kept, by name
+    ipfs-store pin rm ROOT                             # the next gc may delete it
+    """,
+)
+def command() -> None:
+    """Pins keep a CID and all that it links to from `ipfs-store gc`. An image's root (shown by ipfs-push) links the whole image."""
+
+
+@command.command(
+    "add",
+    short_help="Keep what CIDs link to, fetching what is missing.",
+    examples="""
+    ipfs-store pin add ROOT                               # an image that was pushed here
+    ipfs-store --peer http://HOST:8421 pin add ROOT       # one of another machine, fetched first
+    ipfs-store pin add --name docker.io/me/app:1 ROOT     # under a name that pin ls shows
+    """,
+)
+@click.argument("cids", nargs=-1, required=True, metavar="CID...")
+@click.option("--name", default="", help="What pin ls shows beside the CID.")
+@timeout_option
+@click.pass_obj
+def add(settings: Settings, cids: tuple[str, ...], name: str, timeout: float | None) -> None:
+    """Keep each CID and all that it links to. Prints each when all of it is here."""
+    from ipfs_store.cids import parse_cid
+
+    _each(settings.within(timeout), [parse_cid(cid) for cid in cids], lambda node, cid: node.pin(cid, name=name))
+
+
+@command.command(
+    "rm",
+    short_help="No longer keep CIDs.",
+    examples="""
+    ipfs-store pin rm ROOT    # nothing is deleted before the next gc
+    """,
+)
+@click.argument("cids", nargs=-1, required=True, metavar="CID...")
+@click.pass_obj
+def rm(settings: Settings, cids: tuple[str, ...]) -> None:
+    """No longer keep each CID, and print it. What no other pin reaches goes with the next `ipfs-store gc`."""
+    from ipfs_store.cids import parse_cid
+
+    _each(settings, [parse_cid(cid) for cid in cids], lambda node, cid: node.unpin(cid))
+
+
+@command.command(
+    "ls",
+    short_help="List what is kept.",
+    examples="""
+    ipfs-store pin ls           # CID and name, sorted by name
+    ipfs-store pin ls --json    # for programs
+    """,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.pass_obj
+def ls(settings: Settings, as_json: bool) -> None:
+    """List pinned CIDs and their names."""
+    from ipfs_store.cids import format_cid
+
+    async def pins(node: Node) -> dict[Cid, str]:
+        return await node.pins()
+
+    found = sorted((name, format_cid(cid)) for cid, name in settings.run(pins).items())
+    if as_json:
+        import json
+
+        click.echo(json.dumps([{"cid": cid, "name": name} for name, cid in found], indent=2))
+        return
+    for name, cid in found:
+        click.echo(f"{cid}  {name}".rstrip())
+
+
+def _each(settings: Settings, cids: list[Cid], work: Callable[[Node, Cid], Awaitable[None]]) -> None:
+    from ipfs_store.cids import format_cid
+
+    async def all_of_them(node: Node) -> None:
+        for cid in cids:
+            await work(node, cid)
+            click.echo(format_cid(cid))
+
+    settings.run(all_of_them)
