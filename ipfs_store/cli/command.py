@@ -19,7 +19,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reads ``--flag=BOOL`` as ``--flag`` or ``--no-flag``."""
-        return super().parse_args(ctx, [self._without_value(argument) for argument in args])
+        return super().parse_args(ctx, [kept for argument in args if (kept := self._without_value(argument)) is not None])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the examples."""
@@ -28,9 +28,9 @@ class Command(click.Command):
                 width = max(len(line.partition("#")[0].rstrip()) for line in self.examples)
                 for line in self.examples:
                     command, _, what = (part.strip() for part in line.partition("#"))
-                    formatter.write(f"{' ' * formatter.current_indent}{command:{width}}  {what}".rstrip() + "\n")
+                    formatter.write(f"{' ' * formatter.current_indent}{command:{width}}  {'# ' if what else ''}{what}".rstrip() + "\n")
 
-    def _without_value(self, argument: str) -> str:
+    def _without_value(self, argument: str) -> str | None:
         name, equals, value = argument.partition("=")
         if not equals or not name.startswith("--") or value.lower() not in _TRUE | _FALSE:
             return argument
@@ -38,8 +38,7 @@ class Command(click.Command):
             if isinstance(option, click.Option) and option.is_flag and name in option.opts:
                 if value.lower() in _TRUE:
                     return name
-                if option.secondary_opts:
-                    return option.secondary_opts[0]
+                return option.secondary_opts[0] if option.secondary_opts else None
         return argument
 
 

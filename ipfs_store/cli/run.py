@@ -70,6 +70,9 @@ def _report(raised: BaseException) -> int:
         # What Python flushes at its end must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOBODY_READS
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx is not None else "ipfs-store"
         fail(error.format_message(), hint=f"{command} --help")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -60,19 +61,19 @@ def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str:
         return _archive(*_split_name(text, "file"), options, open_docker_archive)
     if kind:
         return _extension(kind, text, options)
-    if Path(text).exists():
+    if _exists(text):
         return _by_content(Path(text), "", options)
     path, _, name = text.partition(":")
     if not _looks_like_a_path(path):
         return text
-    if name and Path(path).exists():
+    if name and _exists(path):
         return _by_content(Path(path), name, options)
     raise ImageNotFound(f"{text[:300]}: no such file or folder")
 
 
 def _split_kind(text: str) -> tuple[str, str]:
     kind, separator, rest = text.partition(":")
-    if separator and not Path(text).exists():
+    if separator and not _exists(text):
         if kind == "docker":
             return (kind, rest[2:]) if rest.startswith("//") else ("", text)  # or it is docker.io/library/docker
         if kind in KINDS:
@@ -84,12 +85,21 @@ def _split_kind(text: str) -> tuple[str, str]:
 
 def _split_name(text: str, what: str) -> tuple[Path, str]:
     """``PATH[:NAME]``; a path with a colon in it is tried as it stands first."""
-    if Path(text).exists():
+    if _exists(text):
         return Path(text), ""
     path, _, name = text.partition(":")
-    if not Path(path).exists():
+    if not _exists(path):
         raise ImageNotFound(f"{path[:300]}: no such {what}")
     return Path(path), name
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a long reference
+            return False
+        raise
 
 
 def _looks_like_a_path(text: str) -> bool:

@@ -28,6 +28,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _TIMEOUT = httpx.Timeout(30.0, connect=15.0)  # seconds without a byte, not for a whole blob
 _TRIES = 5
+_CONNECT_TRIES = 3  # nobody listens there: likelier a wrong port than a restart
 _FIRST_DELAY = 0.5  # seconds, doubled each time, unless the registry asks for more in Retry-After
 _LONGEST_DELAY = 30.0
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
@@ -124,7 +125,7 @@ class Registry:
                 return
 
     async def _retried(self, what: str, attempt: Callable[[], Awaitable[T]], progress: Callable[[], int]) -> T:
-        """``attempt`` until it works; after five that brought nothing new, RegistryUnavailable."""
+        """``attempt`` until it works; RegistryUnavailable after five in a row that brought nothing new."""
         failures, before = 0, 0
         while True:
             try:
@@ -133,7 +134,7 @@ class Registry:
                 failures = 1 if progress() > before else failures + 1
                 before = progress()
                 reason = _reason(error)
-                if failures >= _TRIES or _is_final(error):
+                if failures >= (_CONNECT_TRIES if isinstance(error, httpx.ConnectError) else _TRIES) or _is_final(error):
                     hint = "does it speak plain HTTP? then --plain-http" if _is_tls(error) else None
                     raise RegistryUnavailable(f"{self._where} does not give {what}: {reason}", hint=hint) from error
                 delay = min(_FIRST_DELAY * 2 ** (failures - 1), _LONGEST_DELAY)

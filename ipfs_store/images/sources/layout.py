@@ -49,7 +49,7 @@ def _choose(images: Sequence[Descriptor], wanted: str, where: str) -> tuple[str,
         found = [item for item in images if _is_called(item, wanted)]
         if not found:
             raise ImageNotFound(f"{where} has no image {wanted[:200]!r}; it has {_listed(images)}")
-        return full_name(found[0].annotations) or _full(wanted), _unique(found)
+        return full_name(found[0].annotations), _unique(found)
     names = {label for item in images if (label := _label(item))}
     named = [item for item in images if _label(item)] or list(images)  # beside named images, what has no name is a signature or the like
     if len(names) > 1 and len({item.digest for item in named}) > 1:
