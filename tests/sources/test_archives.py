@@ -153,13 +153,13 @@ async def test_one_of_several_is_chosen_by_name(tmp_path: Path, opened: Opener) 
     ):
         async with opened(source) as found:
             assert ((await contents(found))[1], found.name) == (config, name), source
-    for source in (docker, layout):
+    for archive in (docker, layout):
         with pytest.raises(ImageNotFound, match=r"several images: .*a/first:1") as caught:
-            async with opened(source):
+            async with opened(archive):
                 pass
-        assert caught.value.hint == f"choose one: {source}:NAME"
+        assert caught.value.hint == f"choose one: {archive}:NAME"
         with pytest.raises(ImageNotFound, match=r"has no image 'third'; it has .*a/first:1"):
-            async with opened(f"{source}:third"):
+            async with opened(f"{archive}:third"):
                 pass
     with pytest.raises(ImageNotFound, match="no image number 2; it has 2"):
         async with opened(f"{docker}:@2"):

@@ -97,7 +97,7 @@ def _of_entry(entry: Mapping[str, Any], where: str) -> Credentials | None:
     user, password = entry.get("username"), entry.get("password")
     if isinstance(entry.get("auth"), str) and entry["auth"]:
         try:
-            user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+            user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
         except (binascii.Error, ValueError) as error:
             _log.warning("%s: its auth is not base64: %s", where, error)
             return None

@@ -103,11 +103,14 @@ class Registry:
         async def attempt() -> tuple[bytes, Mapping[str, str]]:
             async with self._opened(path, headers) as response:
                 _check_status(response, what, self._where)
+                too_long = InvalidDescriptor(f"{what} is over the limit of {MAX_DOCUMENT} bytes for a document")
+                if _declared(response) > MAX_DOCUMENT:
+                    raise too_long
                 body = bytearray()
                 async for piece in response.aiter_raw():
                     body += piece
                     if len(body) > MAX_DOCUMENT:
-                        raise InvalidDescriptor(f"{what} is over the limit of {MAX_DOCUMENT} bytes for a document")
+                        raise too_long
                 return bytes(body), response.headers
 
         return await self._retried(what, attempt, lambda: 0)
@@ -165,14 +168,15 @@ class _Download:
 
     async def take(self, response: httpx.Response) -> None:
         """The body of an answer; what came before a connection breaks is kept."""
+        longer = BlobMismatch(f"{self._where}: blob {self._descriptor.digest} is longer than the {self._descriptor.size} bytes described")
+        if self.size + _declared(response) > self._descriptor.size:
+            raise longer
         buffer = bytearray()
         try:
             async for piece in response.aiter_raw():
                 buffer += piece
                 if self.size + len(buffer) > self._descriptor.size:
-                    raise BlobMismatch(
-                        f"{self._where}: blob {self._descriptor.digest} is longer than the {self._descriptor.size} bytes described"
-                    )
+                    raise longer
                 if len(buffer) >= PIECE:
                     await self._append(bytes(buffer))
                     buffer.clear()
@@ -249,6 +253,12 @@ def _check_status(response: httpx.Response, what: str, where: str) -> None:
     if status == 416:
         raise _Broken("the registry cannot continue a blob")
     raise RegistryUnavailable(f"{where} does not give {what}: HTTP {status} {response.reason_phrase}")
+
+
+def _declared(response: httpx.Response) -> int:
+    """The length that is promised, which HTTP then holds the registry to; 0 where none is."""
+    text = response.headers.get("Content-Length", "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _seconds(text: str) -> float:
