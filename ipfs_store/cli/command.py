@@ -10,6 +10,10 @@ _TRUE = frozenset({"true", "t", "1", "yes", "on"})
 _FALSE = frozenset({"false", "f", "0", "no", "off"})
 
 
+class NobodyReads(Exception):
+    """Whoever read the output has gone. Of a broken pipe, click would make an exit status that also stands for errors."""
+
+
 class Command(click.Command):
     """A command whose help ends with ``examples``, one a line: the command, and behind ``#`` what it does."""
 
@@ -20,6 +24,13 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Reads ``--flag=BOOL`` as ``--flag`` or ``--no-flag``."""
         return super().parse_args(ctx, [kept for argument in args if (kept := self._without_value(argument)) is not None])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command; raises NobodyReads."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise NobodyReads from error
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the examples."""

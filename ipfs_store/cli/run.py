@@ -12,6 +12,7 @@ from types import FrameType
 
 import click
 
+from ipfs_store.cli.command import NobodyReads
 from ipfs_store.errors import IpfsStoreError
 
 FAILED, USAGE, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
@@ -66,7 +67,7 @@ def _report(raised: BaseException) -> int:
         return error.code if isinstance(error.code, int) else FAILED
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return INTERRUPTED
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, NobodyReads | BrokenPipeError):
         # What Python flushes at its end must not fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOBODY_READS
@@ -98,7 +99,7 @@ def _report(raised: BaseException) -> int:
 
 
 def _weight(error: BaseException) -> int:
-    order = (SystemExit, KeyboardInterrupt, click.Abort, IpfsStoreError, click.ClickException, BrokenPipeError, OSError)
+    order = (SystemExit, KeyboardInterrupt, click.Abort, IpfsStoreError, click.ClickException, NobodyReads, BrokenPipeError, OSError)
     return next((position for position, kind in enumerate(order) if isinstance(error, kind)), len(order))
 
 

@@ -108,7 +108,7 @@ class FakeRegistry:
         self._server.daemon_threads = True
         self.host = f"127.0.0.1:{self._server.server_port}"
         self.name = f"{self.host}/made/thing:1"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     def __enter__(self) -> FakeRegistry:
         self._thread.start()

@@ -14,7 +14,7 @@ from ipfs_store.cli.command import Command
     examples="""
     ipfs-store completion bash > /etc/bash_completion.d/ipfs-store      # for everybody
     source <(ipfs-store completion zsh)                                 # for this shell
-    ipfs-store completion fish > ~/.config/fish/completions/ipfs-store.fish
+    ipfs-store completion fish > ~/.config/fish/completions/ipfs-store.fish    # for yourself
     """,
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
