@@ -46,3 +46,5 @@ async def _serve(node: Node, listen: str) -> None:
         urls = await nursery.start(partial(serve, cast(LocalBlocks, node), listen))
         for url in urls:
             click.echo(f"serving {node.name}/blocks on {url}")
+    # It serves until it is cancelled: that it returned means that Ctrl-C came while hypercorn's own tasks ran, which keep it to themselves.
+    raise KeyboardInterrupt
