@@ -59,6 +59,13 @@ def parse_cid(text: str) -> Cid:
     return validate_cid(raw)
 
 
+def format_cid_v0(cid: Cid) -> str:
+    """The same block's CIDv0 (``Qm...``), by which Kubo keeps some pins; the block must be DAG-PB with a SHA-256."""
+    from multiformats import multibase
+
+    return multibase.encode(cid[2:], "base58btc")[1:]
+
+
 def validate_cid(raw: bytes) -> Cid:
     """``raw``, if it is a CIDv1 whose hash we can check, or a CIDv0, made version 1; raises InvalidCid."""
     if len(raw) == 34 and raw[0] == _SHA2_256 and raw[1] == 32:

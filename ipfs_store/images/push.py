@@ -83,8 +83,9 @@ async def push_image(node: Node, image: Image, options: PushOptions | None = Non
     async with node.push() as push:
         work = _Pusher(push, image, options, progress or NoProgress())
         result = await work.run()
-    await node.pin(result.root, name=work.name)
-    await node.pin(result.cid, name=work.name)
+        # Before the push ends: from then on a collector may take what no pin reaches.
+        await node.pin(result.root, name=work.name)
+        await node.pin(result.cid, name=work.name)
     return result
 
 

@@ -282,12 +282,15 @@ class EmbeddedPush:
 
     async def write(self) -> None:
         """Write what is queued, until cancelled."""
-        async for block in self._waiting:
-            blocks = [block]
+        while self._failure is None:  # another writer's failure has closed the queue
+            try:
+                blocks = [await self._waiting.receive()]
+            except trio.ClosedResourceError:
+                return
             while len(blocks) < _PUSH_QUEUE:
                 try:
                     blocks.append(self._waiting.receive_nowait())
-                except trio.WouldBlock:
+                except (trio.WouldBlock, trio.ClosedResourceError):
                     break
             try:
                 await trio.to_thread.run_sync(self._staging.add, blocks)

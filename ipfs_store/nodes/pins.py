@@ -40,7 +40,7 @@ class Pins:
             path.unlink()
             self._sync_folder()
         except FileNotFoundError as error:
-            raise NotFound(f"{format_cid(root)} is not pinned", hint="`ipfs-store images` lists what is") from error
+            raise NotFound(f"{format_cid(root)} is not pinned", hint="`ipfs-store pin ls` lists what is") from error
         except OSError as error:
             raise storage_failed(error, path, "unpin") from error
 

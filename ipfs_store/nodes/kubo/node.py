@@ -11,7 +11,7 @@ from functools import partial
 import httpx
 import trio
 
-from ipfs_store.cids import Cid, format_cid, parse_cid, verify_block
+from ipfs_store.cids import DAG_PB, Cid, codec_of, format_cid, format_cid_v0, parse_cid, verify_block
 from ipfs_store.cids.cid import identity_block
 from ipfs_store.errors import BlockMismatch, BlockNotFound, InvalidCid, InvalidInput, IpfsStoreError, NodeUnavailable, NotFound
 from ipfs_store.nodes.blockstore import cid_of_name
@@ -139,7 +139,17 @@ class KuboNode:
         try:
             await self._rpc.call("pin/rm", [("arg", format_cid(root))])
         except RpcError as error:
+            if codec_of(root) == DAG_PB and await self._unpin_version_0(root):
+                return
             raise NotFound(f"{format_cid(root)} is not pinned: {error}", hint="`ipfs pin ls --type=recursive` lists what is") from error
+
+    async def _unpin_version_0(self, root: Cid) -> bool:
+        # Kubo keeps pins by CID, not by multihash: what `ipfs add` pinned as Qm... is not found under the same block's CIDv1.
+        try:
+            await self._rpc.call("pin/rm", [("arg", format_cid_v0(root))])
+        except RpcError:
+            return False
+        return True
 
     async def pins(self) -> dict[Cid, str]:
         """Roots pinned with all below them, whoever pinned them, and their names."""

@@ -133,8 +133,8 @@ class KuboPush:
             finally:
                 self._resume()
                 for root in roots:
+                    # Unpinned only, for the next collection to take: `block/rm` wants the collector's lock, which our own guard keeps from it.
                     await self._rpc.call("pin/rm", [("arg", format_cid(root))])
-                    await self._rpc.call("block/rm", [("arg", format_cid(root)), ("force", "true")])
 
     async def close(self) -> None:
         """Let go of the guard."""

@@ -1,0 +1,179 @@
+"""Blocks between two embedded nodes over HTTP, and what happens with peers that lie, stall or are away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+
+from ipfs_store.cids import RAW, cid_of, format_cid
+from ipfs_store.dag.car import CarReader
+from ipfs_store.errors import BlockNotFound, IpfsStoreError, NodeUnavailable
+from ipfs_store.nodes.embedded import EmbeddedNode
+from ipfs_store.nodes.exchange.server import serve
+from ipfs_store.nodes.kubo import KuboNode
+from tests.kubo import KuboDaemon
+from tests.nodes.test_behaviour import ABSENT, file_blocks, put, raw
+
+
+@asynccontextmanager
+async def serving(path: Path) -> AsyncIterator[tuple[EmbeddedNode, str]]:
+    node = EmbeddedNode(path)
+    async with trio.open_nursery() as nursery:
+        urls = await nursery.start(serve, node, "127.0.0.1:0")
+        yield node, urls[0]
+        nursery.cancel_scope.cancel()
+    await node.aclose()
+
+
+@asynccontextmanager
+async def answering(answer: Callable[[bytes], Awaitable[bytes]]) -> AsyncIterator[str]:
+    """A peer that reads a request and writes what ``answer`` makes of it."""
+
+    async def talk(stream: trio.SocketStream) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            piece = await stream.receive_some()
+            if not piece:
+                return
+            request += piece
+        with contextlib.suppress(trio.BrokenResourceError):  # who asked may hang up
+            await stream.send_all(await answer(request))
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        opened = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, talk, opened)
+        yield f"http://127.0.0.1:{opened[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+def response(body: bytes) -> bytes:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/vnd.ipld.raw\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
+
+
+async def test_a_block_comes_from_a_peer_and_stays(tmp_path: Path) -> None:
+    block = raw(b"over the wire" * 5000)
+    async with serving(tmp_path / "a") as (source, url):
+        await put(source, block)
+        node = EmbeddedNode(tmp_path / "b", peers=[url])
+        assert await node.get(block.cid) == block.data
+    assert await node.get(block.cid) == block.data, "the peer is gone, the block is ours"
+    await node.aclose()
+
+
+async def test_a_gateway_serves_raw_blocks_and_cars(tmp_path: Path) -> None:
+    root, blocks = file_blocks(bytes(range(256)) * 100)
+    async with serving(tmp_path / "a") as (source, url), httpx.AsyncClient(base_url=url) as client:
+        await put(source, *blocks)
+        answer = await client.get(f"/ipfs/{format_cid(root)}", params={"format": "raw"})
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/vnd.ipld.raw")
+        assert answer.content == next(block.data for block in blocks if block.cid == root)
+        car = await client.get(f"/ipfs/{format_cid(root)}", headers={"Accept": "application/vnd.ipld.car"})
+        reader = CarReader()
+        found = dict(reader.feed(car.content))
+        assert (reader.roots, found) == ([root], {block.cid: block.data for block in blocks})
+        assert (await client.get(f"/ipfs/{format_cid(ABSENT)}", params={"format": "raw"})).status_code == 404
+        assert (await client.get("/ipfs/nonsense", params={"format": "raw"})).status_code == 400
+
+
+async def test_a_server_never_fetches_for_others(tmp_path: Path) -> None:
+    block = raw(b"only on the first")
+    async with serving(tmp_path / "a") as (first, url):
+        await put(first, block)
+        second = EmbeddedNode(tmp_path / "b", peers=[url])
+        async with trio.open_nursery() as nursery:
+            urls = await nursery.start(serve, second, "127.0.0.1:0")
+            async with httpx.AsyncClient() as client:
+                answer = await client.get(f"{urls[0]}/ipfs/{format_cid(block.cid)}", params={"format": "raw"})
+            assert answer.status_code == 404
+            nursery.cancel_scope.cancel()
+        await second.aclose()
+
+
+async def test_a_lying_peer_is_not_believed_and_the_next_one_asked(tmp_path: Path) -> None:
+    block = raw(b"the truth")
+
+    async def lie(request: bytes) -> bytes:
+        return response(b"something else")
+
+    async with serving(tmp_path / "a") as (source, url), answering(lie) as liar:
+        await put(source, block)
+        node = EmbeddedNode(tmp_path / "b", peers=[liar, url])
+        assert await node.get(block.cid) == block.data
+        alone = EmbeddedNode(tmp_path / "c", peers=[liar])
+        with pytest.raises(IpfsStoreError):
+            await alone.get(block.cid, timeout=2)
+        assert not await alone.has(block.cid)
+        await node.aclose()
+        await alone.aclose()
+
+
+async def test_a_silent_peer_delays_nobody_for_long(tmp_path: Path) -> None:
+    block = raw(b"from the one that answers")
+
+    async def silence(request: bytes) -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+    async with serving(tmp_path / "a") as (source, url), answering(silence) as silent:
+        await put(source, block)
+        node = EmbeddedNode(tmp_path / "b", peers=[silent, url])
+        with trio.fail_after(15):
+            assert await node.get(block.cid) == block.data
+        with trio.fail_after(15), pytest.raises(BlockNotFound, match="within"):
+            await node.get(ABSENT, timeout=1)
+        await node.aclose()
+
+
+async def test_an_answer_that_never_ends_is_cut_off(tmp_path: Path) -> None:
+    async def flood(request: bytes) -> bytes:
+        return response(bytes(64 << 20))
+
+    async with answering(flood) as peer:
+        node = EmbeddedNode(tmp_path / "b", peers=[peer])
+        with trio.fail_after(20), pytest.raises(IpfsStoreError):
+            await node.get(ABSENT, timeout=5)
+        await node.aclose()
+
+
+async def test_peers_that_are_all_away_are_named(tmp_path: Path) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+    await listener.aclose()
+    node = EmbeddedNode(tmp_path / "b", peers=[url])
+    with trio.fail_after(20), pytest.raises(NodeUnavailable, match=url.removeprefix("http://")):
+        await node.get(ABSENT, timeout=5)
+    await node.aclose()
+
+
+@pytest.mark.kubo
+async def test_kubo_and_embedded_nodes_are_peers(kubo: KuboDaemon, tmp_path: Path) -> None:
+    root, blocks = file_blocks(b"from kubo" * 1000)
+    theirs = KuboNode(kubo.api, timeout=5)
+    await put(theirs, *blocks)
+    node = EmbeddedNode(tmp_path / "b", peers=[kubo.gateway])
+    await node.pin(root)
+    assert all([await node.has(block.cid) for block in blocks])
+    await node.aclose()
+    await theirs.aclose()
+
+
+async def test_a_block_over_2_mib_is_not_taken(tmp_path: Path) -> None:
+    big = bytes(3 << 20)
+    cid = cid_of(RAW, big)
+
+    async def send(request: bytes) -> bytes:
+        return response(big)
+
+    async with answering(send) as peer:
+        node = EmbeddedNode(tmp_path / "b", peers=[peer])
+        with trio.fail_after(20), pytest.raises(IpfsStoreError):
+            await node.get(cid, timeout=5)
+        await node.aclose()
