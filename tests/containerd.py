@@ -50,6 +50,7 @@ class PrivateContainerd:
         deadline = time.monotonic() + 60
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
                 raise AssertionError("containerd did not start:\n" + self.log.read_text(errors="replace")[-3000:])
             time.sleep(0.02)
         return self

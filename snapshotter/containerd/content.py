@@ -77,7 +77,7 @@ class ContentStore:
         An ingest that was broken off, by us or by a killed process, starts again. Another client's of the same blob is waited for.
         After an exception nothing of it is left. Raises BlobMismatch, StorageFailed, ContainerdUnavailable.
         """
-        ingest = self._open(digest, size)
+        ingest = self._open(digest, size, labels or {})
         if ingest is None:
             if labels:
                 self.label(digest, labels)
@@ -97,13 +97,21 @@ class ContentStore:
             raise
         ingest.close()
 
-    def _open(self, digest: Digest, size: int) -> Ingest | None:
+    def _open(self, digest: Digest, size: int, labels: Mapping[str, str]) -> Ingest | None:
         deadline, pause = time.monotonic() + _LOCKED_SECONDS, 0.02
         while True:
             ingest = Ingest(self._connection, self._stub, digest, size)
             try:
-                ingest.begin()
-                return ingest
+                if not ingest.begin():
+                    return ingest
+                # All bytes are there: another namespace has the blob, or someone was killed before the commit.
+                ingest.commit(labels)
+                ingest.close()
+                return None
+            except BlobMismatch:
+                ingest.close()
+                self._abort(ingest)
+                continue
             except AlreadyExists:
                 ingest.close()
                 return None
@@ -135,9 +143,15 @@ class Ingest:
         self._requests: queue.SimpleQueue[content_pb2.WriteContentRequest | None] = queue.SimpleQueue()
         self._responses = iter(stub.Write(iter(self._requests.get, None), metadata=connection.metadata))
 
-    def begin(self) -> None:
-        """Take the name of the ingest; raises AlreadyExists if the blob is there, SnapshotterUnavailable while somebody else writes it."""
-        self._ask(content_pb2.STAT)
+    def begin(self) -> bool:
+        """Take the name of the ingest; whether all bytes are there already, and only the commit is missing.
+
+        Raises AlreadyExists if the blob is there, SnapshotterUnavailable while somebody else writes it.
+        """
+        if self._ask(content_pb2.STAT).offset != self._size:
+            return False
+        self._offset = self._size
+        return True
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append ``data``, and wait until containerd has it."""
@@ -166,13 +180,15 @@ class Ingest:
             for _ in self._responses:
                 pass
 
-    def _ask(self, action: content_pb2.WriteAction.ValueType, data: bytes = b"", labels: Mapping[str, str] | None = None) -> None:
+    def _ask(
+        self, action: content_pb2.WriteAction.ValueType, data: bytes = b"", labels: Mapping[str, str] | None = None
+    ) -> content_pb2.WriteContentResponse:
         request = content_pb2.WriteContentRequest(
             action=action, ref=self.ref, total=self._size, expected=str(self._digest), offset=self._offset, data=data, labels=labels
         )
         self._requests.put(request)
         with self._connection.errors():
             try:
-                next(self._responses)
+                return next(self._responses)
             except StopIteration:
                 raise ContainerdRefused(f"containerd ended the transfer of blob {self._digest} before it was complete") from None

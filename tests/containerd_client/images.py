@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -39,7 +40,7 @@ def tar(entries: Mapping[str, bytes | str | None], *, programs: Mapping[str, byt
 
 
 class BusyboxImage:
-    """An image as ``push_image`` takes it."""
+    """An image as ``push_image`` takes it; each is a new one, since containerd shares equal blobs among namespaces."""
 
     def __init__(
         self, folder: Path, *, name: str = "docker.io/test/busybox:1", config: dict[str, Any] | None = None, index: bool = False
@@ -55,7 +56,15 @@ class BusyboxImage:
         }
         self.tars = [
             tar({**folders, **files}, programs={"bin/busybox": busybox}),
-            tar({"etc/.wh.gone": b"", "hello": b"hello from the image\n", "data": None, "data/numbers": b"0123456789" * 50_000}),
+            tar(
+                {
+                    "etc/.wh.gone": b"",
+                    "hello": b"hello from the image\n",
+                    "data": None,
+                    "data/numbers": b"0123456789" * 50_000,
+                    "salt": os.urandom(8),
+                }
+            ),
         ]
         blobs = [gzip.compress(data, mtime=0) for data in self.tars]
         platform = default_platform()
@@ -65,9 +74,14 @@ class BusyboxImage:
             "config": {"Env": ["PATH=/bin", "GREETING=hello"], "Cmd": ["cat", "/hello"], **(config or {})},
             "rootfs": {"type": "layers", "diff_ids": [str(Digest.of(data)) for data in self.tars]},
         }
-        self.config = json.dumps(document).encode()
         self._blobs: dict[Digest, Path] = {}
+        self._index = index
         self.layers = [self._layer(folder, data) for data in blobs]
+        self.reconfigure(document)
+
+    def reconfigure(self, document: dict[str, Any]) -> None:
+        """Make the same layers an image of another config."""
+        self.config = json.dumps(document).encode()
         manifest = {
             "schemaVersion": 2,
             "mediaType": OCI_MANIFEST,
@@ -77,8 +91,8 @@ class BusyboxImage:
         self.manifest = json.dumps(manifest).encode()
         self.root = Descriptor(OCI_MANIFEST, Digest.of(self.manifest), len(self.manifest))
         self._small = {Digest.of(self.config): self.config, self.root.digest: self.manifest}
-        if index:
-            listed = {**self.root.to_json(), "platform": platform.to_json()}
+        if self._index:
+            listed = {**self.root.to_json(), "platform": default_platform().to_json()}
             data = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [listed]}).encode()
             self.root = Descriptor(OCI_INDEX, Digest.of(data), len(data))
             self._small[self.root.digest] = data

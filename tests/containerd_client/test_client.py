@@ -54,7 +54,7 @@ def test_an_ingest_that_was_broken_off_starts_again(connection: Connection) -> N
     data = os.urandom(2 * PIECE)
     digest, store = Digest.of(data), ContentStore(connection)
     # As a killed process leaves it: bytes under the name, nobody who holds it.
-    ingest = store._open(digest, len(data))
+    ingest = store._open(digest, len(data), {})
     assert ingest is not None
     ingest.write(b"x" * PIECE)
     ingest.close()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
+import trio
 
-from ipfs_store.cids import format_cid
-from ipfs_store.errors import BlockNotFound, ImageNotFound, InvalidDescriptor
+from ipfs_store.cids import Cid, format_cid
+from ipfs_store.errors import BlobMismatch, BlockNotFound, ImageNotFound, InvalidDescriptor
 from ipfs_store.images.push import PushOptions, PushResult, push_image
 from ipfs_store.nodes.embedded import EmbeddedNode
+from ipfs_store.oci import Digest
 from snapshotter.containerd.connection import Connection
 from snapshotter.containerd.content import ContentStore
 from snapshotter.containerd.errors import SnapshotterMissing, SnapshotterUnavailable
@@ -126,3 +130,86 @@ async def test_what_is_no_image_is_refused(connection: Connection, tmp_path: Pat
     node, result, _ = await pushed(tmp_path)
     with pytest.raises(InvalidDescriptor, match="not an image"):
         await rpull(node, connection, result.layers[0].cid, snapshotter="overlayfs")
+
+
+class StoppingNode(EmbeddedNode):
+    """Comes to a halt when the last layer is asked for, and says so."""
+
+    def halt_at(self, cid: Cid) -> None:
+        self.cid, self.halted = cid, trio.Event()
+
+    async def get(self, cid: Cid, *, timeout: float | None = None) -> bytes:
+        if cid == self.cid:
+            self.halted.set()
+            await trio.sleep_forever()
+        return await super().get(cid, timeout=timeout)
+
+
+async def test_a_pull_that_is_broken_off_leaves_nothing(connection: Connection, containerd: PrivateContainerd, tmp_path: Path) -> None:
+    _, result, _ = await pushed(tmp_path)
+    node = StoppingNode(tmp_path / "node", peers=[], timeout=2)
+    node.halt_at(result.layers[1].cid)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: rpull(node, connection, result.cid, snapshotter="overlayfs"))
+        await node.halted.wait()
+        nursery.cancel_scope.cancel()
+    assert left(containerd, connection.namespace) == []
+
+
+KILLED = """
+import os, sys, trio
+from pathlib import Path
+from ipfs_store.cids import parse_cid
+from ipfs_store.nodes.embedded import EmbeddedNode
+from snapshotter.containerd import rpull as module
+from snapshotter.containerd.connection import connect
+
+folder, address, namespace, cid, moment = sys.argv[1:]
+def die(*_): os._exit(9)
+if moment == "unpack":
+    module.apply = die
+elif moment == "record":
+    module.Images.set = die
+else:
+    module.copy_blob = die
+with connect(address, namespace) as connection:
+    node = EmbeddedNode(Path(folder), peers=[], timeout=2)
+    trio.run(lambda: module.rpull(node, connection, parse_cid(cid), snapshotter="overlayfs"))
+"""
+
+
+@pytest.mark.parametrize("moment", ["fetch", "unpack", "record"])
+async def test_after_a_kill_the_next_pull_succeeds(
+    connection: Connection, containerd: PrivateContainerd, tmp_path: Path, moment: str
+) -> None:
+    node, result, _ = await pushed(tmp_path)
+    arguments = [tmp_path / "node", containerd.address, connection.namespace, format_cid(result.cid), moment]
+    killed = await trio.run_process([sys.executable, "-c", KILLED, *map(str, arguments)], check=False, capture_stderr=True)
+    assert killed.returncode == 9, killed.stderr
+    done = await rpull(node, connection, result.cid, snapshotter="overlayfs")
+    output = containerd.ctr("run", "--rm", done.name, f"after-{moment}", "cat", "/hello", namespace=connection.namespace)
+    assert output == "hello from the image\n"
+
+
+async def test_pulls_of_one_image_at_once(connection: Connection, containerd: PrivateContainerd, tmp_path: Path) -> None:
+    node, result, _ = await pushed(tmp_path)
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(lambda name: rpull(node, connection, result.cid, snapshotter="overlayfs", name=name), f"name{number}")
+    listing = containerd.ctr("snapshots", "ls", namespace=connection.namespace)
+    assert (listing.count("Committed"), listing.count("Active")) == (2, 0)
+    containerd.ctr("run", "--rm", "name3", "at-once", "true", namespace=connection.namespace)
+
+
+async def test_a_layer_that_is_not_what_the_config_says_is_refused(
+    connection: Connection, containerd: PrivateContainerd, tmp_path: Path
+) -> None:
+    node = EmbeddedNode(tmp_path / "node", peers=[], timeout=2)
+    image = BusyboxImage(tmp_path)
+    document = json.loads(image.config)
+    document["rootfs"]["diff_ids"][1] = str(Digest.of(b"something else"))
+    image.reconfigure(document)
+    result = await push_image(node, image)
+    with pytest.RaisesGroup(pytest.RaisesExc(BlobMismatch, match="unpacks to")):
+        await rpull(node, connection, result.cid, snapshotter="overlayfs")
+    assert left(containerd, connection.namespace) == []

@@ -74,7 +74,6 @@ def test_what_the_image_says_is_run_from_its_cid(cli: Cli) -> None:
 
 def test_the_exit_status_is_passed_on(cli: Cli) -> None:
     assert cli.run(cli.cid, "sh", "-c", "exit 42").returncode == 42
-    assert cli.run(cli.cid, "sh", "-c", "kill -9 $$; sleep 9").returncode in (0, 137)  # process 1 may not kill itself
     assert cli.run(cli.cid, "false").returncode == 1
 
 
