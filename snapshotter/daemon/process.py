@@ -1,0 +1,184 @@
+"""The running daemon: its lock, its data plane, its socket, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ipfs_store.errors import InvalidInput, IpfsStoreError, StorageFailed
+from snapshotter.daemon.config import Config
+from snapshotter.dataplane.client import DataPlane, Launch
+
+_log = logging.getLogger(__name__)
+_GRACE = 10.0  # seconds that requests have to end when the daemon does
+_WATCH = 2.0  # seconds between looks at whether the daemon is to end, while it waits for the data plane's end
+
+
+def data_plane(config: Config) -> DataPlane:
+    """The data plane of this configuration, running or not."""
+    root = Path(config.root)
+    return DataPlane(
+        Launch(
+            mountpoint=root / "layers",
+            control=root / "dataplane.sock",
+            cache=root / "cache",
+            node=config.node.spec,
+            node_path=Path(config.node.path) if config.node.path else None,
+            peers=tuple(config.node.peers),
+            node_timeout=config.node.timeout,
+            give_up=config.dataplane.give_up,
+            cache_max_bytes=config.cache_bytes,
+            read_ahead_kib=config.dataplane.read_ahead_kib,
+            log_level=config.log_level,
+        )
+    )
+
+
+def run_daemon(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. The data plane goes on, so containers keep their files; `stop_all` ends it too.
+
+    Raises InvalidInput (no root, another daemon runs), StorageFailed, Unavailable (no FUSE).
+    """
+    if os.geteuid() != 0:
+        raise InvalidInput("the snapshotter mounts file systems and needs root", hint="sudo ipfs-snapshotter ...")
+    if not Path("/dev/fuse").exists():
+        raise InvalidInput("there is no /dev/fuse, which layers are mounted by", hint="modprobe fuse; in a container: --device /dev/fuse")
+    root = Path(config.root)
+    with _locked(root):
+        from snapshotter.mounts.portable import FuseMounter
+        from snapshotter.service.grpc import start_server
+        from snapshotter.service.snapshots import Snapshotter
+
+        plane = data_plane(config)
+        plane.start()
+        ended = threading.Event()
+        snapshotter = Snapshotter(root, FuseMounter(plane, timeout=config.dataplane.mount_timeout))
+        server = start_server(snapshotter, Path(config.socket))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        keeper = threading.Thread(target=_keep, args=(plane, snapshotter.restore, ended), name="keeper")
+        keeper.start()
+        _log.info("serving snapshots on %s; state in %s", config.socket, root)
+        _notify("READY=1")
+        ended.wait()
+        _notify("STOPPING=1")
+        _log.info("stopping; mounted layers stay for the containers that use them")
+        server.stop(_GRACE).wait()
+        keeper.join()
+        snapshotter.close()
+        Path(config.socket).unlink(missing_ok=True)
+
+
+def running_pid(root: Path) -> int | None:
+    """The process id of the daemon on ``root``, None if there is none."""
+    try:
+        with (root / "lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or b"0")
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def stop_all(config: Config, *, unmount: bool, force: bool = False) -> None:
+    """End the daemon and, with ``unmount``, the data plane and its mount; raises InvalidInput where containers still use layers."""
+    root = Path(config.root)
+    if unmount and not force:
+        users = _overlays_on(root)
+        if users:
+            raise InvalidInput(
+                f"{len(users)} mounts still use layers, such as {users[0]}",
+                hint="stop the containers first, or say --force (their files go away)",
+            )
+    pid = running_pid(root)
+    if pid:
+        handle = os.pidfd_open(pid)
+        try:
+            os.kill(pid, signal.SIGTERM)
+            import select
+
+            if not select.select([handle], [], [], _GRACE + 5)[0]:
+                raise StorageFailed(f"the daemon (process {pid}) does not end", hint=f"kill -9 {pid}")
+        finally:
+            os.close(handle)
+    if unmount:
+        data_plane(config).stop(unmount=True)
+
+
+def _keep(plane: DataPlane, restore: object, ended: threading.Event) -> None:
+    """Mount remote layers again, now and whenever the data plane had to be replaced."""
+    assert callable(restore)
+    restore()
+    while not ended.is_set():
+        if not plane.wait_gone(_WATCH) or ended.is_set():
+            continue
+        _log.error("the data plane ended; starting another")
+        try:
+            plane.start()
+        except IpfsStoreError as error:
+            _log.error("%s", error.message)
+            ended.wait(_WATCH)
+            continue
+        restore()
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[IO[bytes]]:
+    try:
+        root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        file = (root / "lock").open("a+b")
+    except OSError as error:
+        raise StorageFailed(f"the folder {root} cannot be used: {error}", hint="name another: root = ... in the configuration") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            pid = file.read().decode(errors="replace")
+            raise InvalidInput(f"another ipfs-snapshotter (process {pid}) runs on {root}", hint="`ipfs-snapshotter stop` ends it") from None
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
+        except OSError as error:
+            raise StorageFailed(f"{root} cannot be written: {error}", hint="is the disk full?") from error
+        yield file
+
+
+def _overlays_on(root: Path) -> list[str]:
+    """Mount points of overlays whose lower directories are our layers."""
+    needle = f"{root}/layers/"
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("overlay ") and (needle in after or _relative_lower(after, root)):
+            found.append(before.split()[4])
+    return found
+
+
+def _relative_lower(options: str, root: Path) -> bool:
+    # containerd shortens long lists of lower directories by mounting from the folder that they share.
+    return f"upperdir={root}/" in options and "lowerdir=layers/" in options
+
+
+def _notify(state: str) -> None:
+    """sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        try:
+            connection.connect("\0" + address[1:] if address.startswith("@") else address)
+            connection.sendall(state.encode())
+        except OSError as error:
+            _log.warning("systemd was not told %s: %s", state, error)

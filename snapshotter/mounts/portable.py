@@ -1,0 +1,33 @@
+"""Layers by the data plane's FUSE mount: works wherever there is FUSE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ipfs_store.errors import IpfsStoreError
+from snapshotter.dataplane.client import DataPlane
+from snapshotter.mounts.interface import LayerSource, MountFailed
+
+
+class FuseMounter:
+    """A `LayerMounter` over the data plane."""
+
+    def __init__(self, dataplane: DataPlane, *, timeout: float) -> None:
+        """``timeout``: seconds for a layer's TOC to come."""
+        self._dataplane = dataplane
+        self._timeout = timeout
+
+    def mount(self, layer: int, source: LayerSource) -> Path:
+        """See `LayerMounter.mount`."""
+        try:
+            return self._dataplane.mount(layer, source, timeout=self._timeout)
+        except IpfsStoreError as error:
+            raise MountFailed(error.message, hint=error.hint) from error
+
+    def unmount(self, layer: int) -> None:
+        """See `LayerMounter.unmount`."""
+        self._dataplane.unmount(layer)
+
+    def check(self, layer: int) -> bool:
+        """See `LayerMounter.check`."""
+        return self._dataplane.check(layer)

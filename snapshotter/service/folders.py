@@ -1,0 +1,121 @@
+"""Folders of ordinary snapshots, and the mounts that containerd is told: bind mounts and overlayfs (kernel, filesystems/overlayfs.rst)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """What mount(2) is called with."""
+
+    type: str
+    source: str
+    options: list[str] = field(default_factory=list)
+
+
+class Folders:
+    """``ROOT/snapshots/ID/{fs,work}``."""
+
+    def __init__(self, root: Path) -> None:
+        self._snapshots = root / "snapshots"
+        self._trash = root / "trash"
+        self._snapshots.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._trash.mkdir(exist_ok=True, mode=0o700)
+
+    def upper(self, number: int) -> Path:
+        """Contents of a snapshot."""
+        return self._snapshots / str(number) / "fs"
+
+    def work(self, number: int) -> Path:
+        """What overlayfs needs beside them."""
+        return self._snapshots / str(number) / "work"
+
+    def make(self, number: int, *, active: bool, like: Path | None) -> None:
+        """Make the folders; ``like`` is the parent's root, whose owner and mode the new root has. Raises OSError."""
+        folder = self._snapshots / str(number)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)  # left by a daemon that was killed before it could say that the snapshot exists
+        (folder / "fs").mkdir(parents=True, mode=0o755)
+        if active:
+            (folder / "work").mkdir(mode=0o711)
+        if like is not None:
+            above = like.stat()
+            os.chown(folder / "fs", above.st_uid, above.st_gid)
+            os.chmod(folder / "fs", stat.S_IMODE(above.st_mode))  # noqa: PTH101
+
+    def discard(self, number: int) -> None:
+        """Take the folders out of sight at once and delete them; what cannot be deleted now goes with the next `empty_trash`."""
+        aside = self._trash / f"{number}-{uuid.uuid4().hex}"
+        try:
+            (self._snapshots / str(number)).rename(aside)
+        except FileNotFoundError:
+            return
+        self._delete(aside)
+
+    def empty_trash(self, known: Sequence[int]) -> None:
+        """Delete what was discarded, and the folders of snapshots that are not in ``known``."""
+        names = {str(number) for number in known}
+        for folder in self._snapshots.iterdir():
+            if folder.name not in names:
+                with contextlib.suppress(FileNotFoundError):
+                    folder.rename(self._trash / f"{folder.name}-{uuid.uuid4().hex}")
+        for folder in self._trash.iterdir():
+            self._delete(folder)
+
+    def _delete(self, folder: Path) -> None:
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            _log.warning("%s could not be deleted, and is tried again at the next cleanup: %s", folder, error)
+
+    def usage(self, number: int) -> tuple[int, int]:
+        """(bytes on disk, inodes) below a snapshot's root, hard links counted once."""
+        seen: set[tuple[int, int]] = set()
+        size = 0
+        waiting = [str(self.upper(number))]
+        first = os.stat(waiting[0])  # noqa: PTH116
+        seen.add((first.st_dev, first.st_ino))
+        size += first.st_blocks * 512
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):  # an active snapshot changes under us
+                        status = entry.stat(follow_symlinks=False)
+                        if (status.st_dev, status.st_ino) not in seen:
+                            seen.add((status.st_dev, status.st_ino))
+                            size += status.st_blocks * 512
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+        return size, len(seen)
+
+    def mounts(self, number: int, lowers: Sequence[Path], *, active: bool) -> list[Mount]:
+        """How the snapshot is mounted on top of ``lowers``, the uppermost first."""
+        if not lowers:
+            return [Mount("bind", str(self.upper(number)), ["rw" if active else "ro", "rbind"])]
+        if not active and len(lowers) == 1:
+            return [Mount("bind", str(lowers[0]), ["ro", "rbind"])]
+        options = list(_supported())
+        if active:
+            options += [f"workdir={self.work(number)}", f"upperdir={self.upper(number)}"]
+        options.append("lowerdir=" + ":".join(map(str, lowers)))
+        return [Mount("overlay", "overlay", options)]
+
+
+@cache
+def _supported() -> tuple[str, ...]:
+    # An index would tie an upper directory to one set of lower ones, which FUSE's changing file handles break.
+    return ("index=off",) if Path("/sys/module/overlay/parameters/index").exists() else ()

@@ -1,0 +1,30 @@
+"""What the labels of a Prepare say about a remote layer. The keys are containerd's CRI plugin's and stargz-snapshotter's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ipfs_store.cids import format_cid, parse_cid
+from ipfs_store.errors import InvalidCid
+from snapshotter.mounts.interface import LayerSource
+
+TARGET = "containerd.io/snapshot.ref"
+"""The name that the snapshot is to have when it is committed."""
+REMOTE = "containerd.io/snapshot/remote"
+REMOTE_VALUE = "remote snapshot"
+_URLS = "containerd.io/snapshot/remote/urls"
+_DIGESTS = ("containerd.io/snapshot/remote/stargz.digest", "containerd.io/snapshot/cri.layer-digest")
+_TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+
+
+def layer_source(labels: Mapping[str, str]) -> LayerSource | str:
+    """Where the layer is, or why that is not known."""
+    digest = next((labels[key] for key in _DIGESTS if labels.get(key)), "")
+    wrong = ""
+    for url in labels.get(_URLS, "").split(","):
+        if url.startswith("ipfs://"):
+            try:
+                return LayerSource(format_cid(parse_cid(url)), digest, labels.get(_TOC_DIGEST, ""))
+            except InvalidCid as error:
+                wrong = error.message
+    return wrong or f"no ipfs:// URL is known for layer {digest or 'of unknown digest'}"

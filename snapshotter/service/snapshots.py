@@ -1,0 +1,186 @@
+"""The snapshotter: ordinary snapshots in folders, remote ones mounted out of IPFS. What the gRPC service calls; knows no gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
+from snapshotter.mounts.interface import LayerMounter, LayerSource, MountFailed
+from snapshotter.service.folders import Folders, Mount
+from snapshotter.service.labels import REMOTE, REMOTE_VALUE, TARGET, layer_source
+from snapshotter.state import AlreadyExists, Filter, Kind, Missing, Remote, Snapshot, SnapshotState
+
+_log = logging.getLogger(__name__)
+_RESTORERS = 8  # layers mounted at a time after a restart: their TOCs come over the network
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of one snapshot, without its parents."""
+
+    size: int
+    """Bytes."""
+    inodes: int
+
+
+class Snapshotter:
+    """All operations; thread-safe. Raises StateError, Unavailable (a remote layer that cannot be mounted now), StorageFailed."""
+
+    def __init__(self, root: Path, mounter: LayerMounter) -> None:
+        self._state = SnapshotState(root / "state.db")
+        self._folders = Folders(root)
+        self._mounter = mounter
+        self._targets: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._targets_lock = threading.Lock()
+        self._folders.empty_trash([snapshot.id for snapshot in self._state.select()])
+
+    def close(self) -> None:
+        """Close the database; layers stay mounted."""
+        self._state.close()
+
+    def restore(self) -> None:
+        """Mount every remote layer that is not. One that cannot be is logged, and tried again when somebody needs it."""
+        remote = [snapshot for snapshot in self._state.select() if snapshot.remote is not None]
+        with ThreadPoolExecutor(_RESTORERS, thread_name_prefix="restore") as pool:
+            for snapshot, failure in zip(remote, pool.map(self._try_mount, remote), strict=True):
+                if failure is not None:
+                    _log.warning("%s is not mounted again yet, and will be tried when it is needed: %s", snapshot.name, failure)
+
+    def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        """A new active snapshot. With a target in the labels, that is mounted instead where it can be, and AlreadyExists raised."""
+        target = labels.get(TARGET, "")
+        if target:
+            self._mount_target(target, parent, labels)
+        return self._create(key, parent, Kind.ACTIVE, labels)
+
+    def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        """A new read-only snapshot."""
+        return self._create(key, parent, Kind.VIEW, labels)
+
+    def mounts(self, key: str) -> list[Mount]:
+        """How an active snapshot or a view is mounted; raises Missing for a committed one."""
+        chain = self._state.chain(key)
+        if chain[0].kind is Kind.COMMITTED:
+            raise Missing(f"snapshot {key!r} is committed: only active ones and views have mounts")
+        return self._mounts(chain)
+
+    def commit(self, key: str, name: str, labels: Mapping[str, str]) -> None:
+        """Make an active snapshot a committed one."""
+        snapshot = self._state.get(key)
+        size, inodes = self._folders.usage(snapshot.id) if snapshot.kind is Kind.ACTIVE else (0, 0)
+        self._state.commit(key, name, labels, size, inodes)
+
+    def remove(self, key: str) -> None:
+        """Delete a snapshot without children."""
+        snapshot = self._state.remove(key)
+        if snapshot.remote is None:
+            self._folders.discard(snapshot.id)
+            return
+        try:
+            self._mounter.unmount(snapshot.id)
+        except IpfsStoreError as error:
+            _log.warning("%s is removed, but its layer stays mounted for now: %s", key, error.message)
+
+    def stat(self, key: str) -> Snapshot:
+        """The snapshot."""
+        return self._state.get(key)
+
+    def update(self, name: str, labels: Mapping[str, str], paths: Sequence[str]) -> Snapshot:
+        """Change labels."""
+        return self._state.update(name, labels, paths)
+
+    def select(self, wanted: Filter | None = None) -> list[Snapshot]:
+        """Those that match."""
+        return self._state.select(wanted)
+
+    def usage(self, key: str) -> Usage:
+        """What it takes on disk: counted now for an active one, when it was committed for others; a remote layer takes nothing here."""
+        snapshot = self._state.get(key)
+        if snapshot.kind is Kind.ACTIVE:
+            return Usage(*self._folders.usage(snapshot.id))
+        return Usage(snapshot.size, snapshot.inodes)
+
+    def cleanup(self) -> None:
+        """Delete what removed snapshots left."""
+        self._folders.empty_trash([snapshot.id for snapshot in self._state.select()])
+
+    def _mount_target(self, target: str, parent: str, labels: Mapping[str, str]) -> None:
+        """Raises AlreadyExists when the target is there at the end; returns where an ordinary pull has to bring it."""
+        with self._target(target):
+            if self._state.find(target) is not None:
+                raise AlreadyExists(f"target snapshot {target!r} exists already")
+            source = layer_source(labels)
+            if isinstance(source, str):
+                _log.info("%s is pulled the ordinary way: %s", target, source)
+                return
+            try:
+                for below in self._state.chain(parent) if parent else ():
+                    self._root(below)
+                snapshot = self._state.create(
+                    target, parent, Kind.COMMITTED, {**labels, REMOTE: REMOTE_VALUE}, Remote(source.cid, source.digest, source.toc_digest)
+                )
+                try:
+                    path = self._mounter.mount(snapshot.id, source)
+                except BaseException:
+                    self._state.remove(target)
+                    raise
+            except (MountFailed, Unavailable) as error:
+                _log.warning(
+                    "layer %s (ipfs://%s) is pulled the ordinary way, since it cannot be mounted: %s",
+                    source.digest or target, source.cid, error.message,
+                )  # fmt: skip
+                return
+            _log.info("%s: layer %s mounted from ipfs://%s at %s", target, source.digest, source.cid, path)
+            raise AlreadyExists(f"target snapshot {target!r} is mounted")
+
+    def _create(self, key: str, parent: str, kind: Kind, labels: Mapping[str, str]) -> list[Mount]:
+        below = self._state.chain(parent) if parent else []
+        like = self._root(below[0]) if below else None
+        snapshot = self._state.create(key, parent, kind, labels)
+        try:
+            self._folders.make(snapshot.id, active=kind is Kind.ACTIVE, like=like)
+            return self._mounts([snapshot, *below])
+        except BaseException as error:
+            self._state.remove(key)
+            self._folders.discard(snapshot.id)
+            if isinstance(error, OSError):
+                raise StorageFailed(f"the folder of snapshot {key!r} cannot be made: {error}") from error
+            raise
+
+    def _mounts(self, chain: Sequence[Snapshot]) -> list[Mount]:
+        return self._folders.mounts(chain[0].id, [self._root(below) for below in chain[1:]], active=chain[0].kind is Kind.ACTIVE)
+
+    def _root(self, snapshot: Snapshot) -> Path:
+        """Where the contents of a committed snapshot are; mounts a remote layer again if need be."""
+        if snapshot.remote is None:
+            return self._folders.upper(snapshot.id)
+        try:
+            return self._mounter.mount(snapshot.id, _source(snapshot.remote))
+        except MountFailed as error:
+            raise Unavailable(f"layer {snapshot.name!r} is not mounted: {error.message}", hint=error.hint) from error
+
+    def _try_mount(self, snapshot: Snapshot) -> str | None:
+        try:
+            self._root(snapshot)
+        except IpfsStoreError as error:
+            return error.message
+        return None
+
+    @contextlib.contextmanager
+    def _target(self, name: str) -> Iterator[None]:
+        """One at a time for each target: the second finds what the first mounted."""
+        with self._targets_lock:
+            lock = self._targets[name]
+        with lock:
+            yield
+
+
+def _source(remote: Remote) -> LayerSource:
+    return LayerSource(remote.cid, remote.digest, remote.toc_digest)
