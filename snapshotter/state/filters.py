@@ -60,7 +60,7 @@ def lookup_in(fields: Mapping[str, str], labels: Mapping[str, str]) -> Lookup:
     def lookup(path: Sequence[str]) -> str | None:
         if path[0] == "labels" and len(path) > 1:
             return labels.get(".".join(path[1:]))
-        return (fields.get(path[0]) or None) if len(path) == 1 else None
+        return fields.get(path[0]) if len(path) == 1 else None  # an empty one is present
 
     return lookup
 
