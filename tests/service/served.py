@@ -1,0 +1,145 @@
+"""The snapshots service on a real socket, with layers that are folders of the test instead of FUSE mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from snapshotter.containerd.protos import snapshots_pb2 as pb
+from snapshotter.containerd.protos import snapshots_pb2_grpc
+from snapshotter.containerd.protos.mount_pb2 import Mount
+from snapshotter.mounts.interface import LayerSource, MountFailed
+from snapshotter.service.grpc import start_server
+from snapshotter.service.snapshots import Snapshotter
+
+ACTIVE, VIEW, COMMITTED = pb.Kind.ACTIVE, pb.Kind.VIEW, pb.Kind.COMMITTED
+
+
+@dataclass
+class FolderMounter:
+    """A LayerMounter whose layers are the folders below ``root`` that have their CID for a name."""
+
+    root: Path
+    mounted: dict[int, LayerSource] = field(default_factory=dict)
+    calls: int = 0
+    failure: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def mount(self, layer: int, source: LayerSource) -> Path:
+        with self._lock:
+            if layer not in self.mounted:
+                self.calls += 1
+                if self.failure:
+                    raise MountFailed(self.failure)
+                if not (self.root / source.cid).exists():
+                    raise MountFailed(f"nobody has {source.cid}")
+                self.mounted[layer] = source
+            return self.root / source.cid
+
+    def unmount(self, layer: int) -> None:
+        self.mounted.pop(layer, None)
+
+    def check(self, layer: int) -> bool:
+        return layer in self.mounted
+
+
+class Client:
+    """The service as containerd calls it; errors are grpc.RpcError."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)])
+        self.stub = snapshots_pb2_grpc.SnapshotsStub(self._channel)
+
+    def prepare(self, key: str, parent: str = "", **labels: str) -> list[Mount]:
+        return self.prepare_with(key, parent, labels)
+
+    def prepare_with(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
+        return list(self.stub.Prepare(pb.PrepareSnapshotRequest(snapshotter="ipfs", key=key, parent=parent, labels=labels)).mounts)
+
+    def view(self, key: str, parent: str = "") -> list[Mount]:
+        return list(self.stub.View(pb.ViewSnapshotRequest(snapshotter="ipfs", key=key, parent=parent)).mounts)
+
+    def mounts(self, key: str) -> list[Mount]:
+        return list(self.stub.Mounts(pb.MountsRequest(snapshotter="ipfs", key=key)).mounts)
+
+    def commit(self, name: str, key: str, **labels: str) -> None:
+        self.stub.Commit(pb.CommitSnapshotRequest(snapshotter="ipfs", name=name, key=key, labels=labels))
+
+    def remove(self, key: str) -> None:
+        self.stub.Remove(pb.RemoveSnapshotRequest(snapshotter="ipfs", key=key))
+
+    def stat(self, key: str) -> pb.Info:
+        return self.stub.Stat(pb.StatSnapshotRequest(snapshotter="ipfs", key=key)).info
+
+    def update(self, name: str, labels: Mapping[str, str], *paths: str) -> pb.Info:
+        request = pb.UpdateSnapshotRequest(snapshotter="ipfs", info=pb.Info(name=name, labels=labels))
+        request.update_mask.paths.extend(paths)
+        return self.stub.Update(request).info
+
+    def list(self, *filters: str) -> dict[str, pb.Info]:
+        pages = self.stub.List(pb.ListSnapshotsRequest(snapshotter="ipfs", filters=filters))
+        return {info.name: info for page in pages for info in page.info}
+
+    def usage(self, key: str) -> tuple[int, int]:
+        answer = self.stub.Usage(pb.UsageRequest(snapshotter="ipfs", key=key))
+        return answer.size, answer.inodes
+
+    def cleanup(self) -> None:
+        self.stub.Cleanup(pb.CleanupRequest(snapshotter="ipfs"))
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+@contextlib.contextmanager
+def served(root: Path, mounter: FolderMounter) -> Iterator[Client]:
+    snapshotter = Snapshotter(root, mounter)
+    server = start_server(snapshotter, root / "s.sock")
+    client = Client(root / "s.sock")
+    try:
+        yield client
+    finally:
+        client.close()
+        server.stop(None).wait()
+        snapshotter.close()
+
+
+@contextlib.contextmanager
+def mounted(mounts: list[Mount], target: Path) -> Iterator[Path]:
+    """``target`` with the mounts applied, as containerd would."""
+    target.mkdir(exist_ok=True)
+    (mount,) = mounts
+    options = ",".join(mount.options)
+    if mount.type == "bind":
+        subprocess.run(["mount", "--rbind", mount.source, target], check=True)
+        if "ro" in mount.options:
+            subprocess.run(["mount", "-o", "remount,bind,ro", target], check=True)
+    else:
+        subprocess.run(["mount", "-t", mount.type, "-o", options, mount.source, target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+@contextlib.contextmanager
+def code(expected: grpc.StatusCode) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        assert error.code() == expected, f"{error.code()}: {error.details()}"
+    else:
+        raise AssertionError(f"no error, where {expected} was due")
+
+
+EXISTS = grpc.StatusCode.ALREADY_EXISTS
+NOT_FOUND = grpc.StatusCode.NOT_FOUND
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

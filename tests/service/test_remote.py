@@ -1,0 +1,142 @@
+"""Layers that are mounted instead of pulled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.service.served import COMMITTED, EXISTS, NOT_FOUND, UNAVAILABLE, Client, FolderMounter, code, mounted, served
+
+pytestmark = pytest.mark.root
+CIDS = ["bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy", "bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"]
+
+
+def labels(target: str, cid: str = CIDS[0], **more: str) -> dict[str, str]:
+    return {
+        "containerd.io/snapshot.ref": target,
+        "containerd.io/snapshot/cri.layer-digest": "sha256:" + "1" * 64,
+        "containerd.io/snapshot/remote/urls": f"https://elsewhere.example/x,ipfs://{cid}",
+        "containerd.io/snapshot/stargz/toc.digest": "sha256:" + "2" * 64,
+        **more,
+    }
+
+
+def lay_out(mounter: FolderMounter, number: int, files: dict[str, str]) -> None:
+    folder = mounter.root / CIDS[number]
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def pull(client: Client, target: str, parent: str = "", number: int = 0) -> None:
+    with code(EXISTS):
+        client.prepare_with(f"extract {target}", parent, labels(target, CIDS[number]))
+
+
+def test_a_remote_layer_is_there_at_once(client: Client, mounter: FolderMounter, tmp_path: Path) -> None:
+    lay_out(mounter, 0, {"a": "lower", "b": "lower"})
+    lay_out(mounter, 1, {"b": "upper"})
+    pull(client, "one")
+    pull(client, "two", "one", 1)
+    info = client.stat("two")
+    assert (info.kind, info.parent, info.labels["containerd.io/snapshot.ref"]) == (COMMITTED, "one", "two")
+    assert info.labels["containerd.io/snapshot/remote"]
+    with code(NOT_FOUND):
+        client.stat("extract two")
+    source = mounter.mounted[min(mounter.mounted)]
+    assert (source.cid, source.digest, source.toc_digest) == (CIDS[0], "sha256:" + "1" * 64, "sha256:" + "2" * 64)
+    with mounted(client.prepare("container", "two"), tmp_path / "work") as root:
+        assert {path.name: path.read_text() for path in root.iterdir()} == {"a": "lower", "b": "upper"}
+        (root / "a").write_text("changed")
+    assert (mounter.root / CIDS[0] / "a").read_text() == "lower"
+    # containerd finds the layer that it asked for so.
+    assert set(client.list('labels."containerd.io/snapshot.ref"==two,parent=="one"')) == {"two"}
+
+
+@pytest.mark.parametrize("wrong", [{"containerd.io/snapshot/remote/urls": ""}, {"containerd.io/snapshot/remote/urls": "ipfs://nonsense"}])
+def test_without_a_usable_url_the_pull_is_an_ordinary_one(client: Client, wrong: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert client.prepare_with("extract", "", labels("one") | wrong)
+    assert "ordinary" in caplog.text
+    client.commit("one", "extract")
+    with code(EXISTS):
+        client.prepare_with("extract again", "", labels("one"))
+
+
+def test_a_layer_that_cannot_be_mounted_is_pulled_with_the_reason_logged(
+    client: Client, mounter: FolderMounter, caplog: pytest.LogCaptureFixture
+) -> None:
+    mounter.failure = "the footer is missing"
+    assert client.prepare_with("extract", "", labels("one"))
+    assert "the footer is missing" in caplog.text
+    assert set(client.list()) == {"extract"}
+
+
+def test_many_ask_for_one_layer_and_it_is_mounted_once(client: Client, mounter: FolderMounter) -> None:
+    lay_out(mounter, 0, {"a": "x"})
+    codes: list[object] = []
+
+    def ask(number: int) -> None:
+        try:
+            client.prepare_with(f"extract {number}", "", labels("one"))
+        except grpc.RpcError as error:
+            codes.append(error.code())
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [EXISTS] * 16
+    assert mounter.calls == 1
+
+
+def test_removing_unmounts(client: Client, mounter: FolderMounter) -> None:
+    lay_out(mounter, 0, {"a": "x"})
+    pull(client, "one")
+    client.remove("one")
+    assert mounter.mounted == {}
+    pull(client, "one")
+    assert len(mounter.mounted) == 1
+
+
+def test_after_a_restart_everything_works_again(tmp_path: Path, mounter: FolderMounter) -> None:
+    (tmp_path / "root").mkdir()
+    lay_out(mounter, 0, {"a": "x"})
+    with served(tmp_path / "root", mounter) as client:
+        pull(client, "one")
+        client.prepare("container", "one")
+        before = client.mounts("container")
+    mounter.mounted.clear()
+    with served(tmp_path / "root", mounter) as client:
+        assert client.mounts("container") == before
+        assert len(mounter.mounted) == 1, "what the data plane lost is mounted when it is needed"
+
+
+def test_what_cannot_be_restored_stops_nobody_and_can_be_removed(tmp_path: Path, mounter: FolderMounter) -> None:
+    (tmp_path / "root").mkdir()
+    lay_out(mounter, 0, {"a": "x"})
+    with served(tmp_path / "root", mounter) as client:
+        pull(client, "one")
+        client.prepare("container", "one")
+        client.prepare("other")
+    mounter.mounted.clear()
+    mounter.failure = "the node is away"
+    with served(tmp_path / "root", mounter) as client:
+        with code(UNAVAILABLE):
+            client.mounts("container")
+        with code(UNAVAILABLE):
+            client.prepare("new", "one")
+        assert "new" not in client.list()
+        assert client.mounts("other")
+        mounter.failure = ""
+        assert client.mounts("container")
+        mounter.mounted.clear()
+        mounter.failure = "away again"
+        client.remove("container")
+        client.remove("one")
+        assert set(client.list()) == {"other"}
