@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from snapshotter.state import AlreadyExists, FailedPrecondition, InvalidArgument
 
 _log = logging.getLogger(__name__)
 _THREADS = 32  # requests at a time: a Prepare may wait for a TOC from the network, and must not keep the others waiting
+_LONGEST_SOCKET = 107  # bytes of sun_path without its end (unix(7))
 _BATCH = 100  # snapshots in one message of a listing
 T = TypeVar("T")
 
@@ -115,23 +115,26 @@ def start_server(snapshotter: Snapshotter, socket: Path) -> grpc.Server:
     """Serve on ``socket`` (mode 0600; one that is left over is replaced). Raises StorageFailed."""
     server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"), options=[("grpc.so_reuseport", 0)])
     snapshots_pb2_grpc.add_SnapshotsServicer_to_server(Service(snapshotter), server)
-    if len(os.fsencode(socket)) > 107:
+    # Bound under another name and renamed once it serves: who sees the socket can connect, and one that is left over is replaced.
+    bound = socket.with_name(f".{socket.name}")
+    if len(os.fsencode(bound)) > _LONGEST_SOCKET:
         raise InvalidInput(
-            f"the socket's path {socket} is too long for a unix socket (107 bytes)", hint="choose a shorter one: socket = ..."
+            f"the socket's path {socket} is too long for a unix socket (at most {_LONGEST_SOCKET - 1} bytes)",
+            hint="choose a shorter one: socket = ...",
         )
-    with contextlib.suppress(FileNotFoundError):
-        socket.unlink()
     try:
         socket.parent.mkdir(parents=True, exist_ok=True)
+        bound.unlink(missing_ok=True)
         # No moment with another mode: whoever can connect can have anything mounted.
         before = os.umask(0o177)
         try:
-            server.add_insecure_port(f"unix:{socket}")
+            server.add_insecure_port(f"unix:{bound}")
         finally:
             os.umask(before)
+        server.start()
+        bound.rename(socket)
     except (RuntimeError, OSError) as error:
         raise StorageFailed(f"cannot listen on {socket}: {error}") from error
-    server.start()
     return server
 
 
