@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import grpc
 
 from ipfs_store.oci import Descriptor, Digest
 from snapshotter.containerd.connection import Connection
@@ -12,6 +16,12 @@ from snapshotter.containerd.protos import diff_pb2, mount_pb2, snapshots_pb2
 from snapshotter.containerd.protos.diff_pb2_grpc import DiffStub
 from snapshotter.containerd.protos.snapshots_pb2_grpc import SnapshotsStub
 from snapshotter.containerd.records import wire_descriptor
+
+_TRIES = 4
+_PAUSE = 0.1  # seconds
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
 
 
 def chain_ids(diff_ids: Iterable[Digest]) -> Iterator[Digest]:
@@ -32,11 +42,7 @@ class Snapshots:
 
     def stat(self, key: str) -> snapshots_pb2.Info:
         """Raises ContainerdNotFound."""
-        request = snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=key)
-        try:
-            return self._connection.call(self._stub.Stat, request).info
-        except SnapshotterUnavailable as error:
-            raise self._away(error) from error
+        return self._call(self._stub.Stat, snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=key)).info
 
     def exists(self, key: str) -> bool:
         """Whether there is a snapshot of that name."""
@@ -49,33 +55,30 @@ class Snapshots:
     def prepare(self, key: str, parent: str = "", labels: Mapping[str, str] | None = None) -> list[mount_pb2.Mount]:
         """A writable snapshot on top of ``parent``: how to mount it. Raises AlreadyExists, ContainerdNotFound (the parent)."""
         request = snapshots_pb2.PrepareSnapshotRequest(snapshotter=self.snapshotter, key=key, parent=parent, labels=labels)
-        try:
-            return list(self._connection.call(self._stub.Prepare, request, seconds=None).mounts)
-        except SnapshotterUnavailable as error:
-            raise self._away(error) from error
-
-    def view(self, key: str, parent: str) -> list[mount_pb2.Mount]:
-        """A read-only snapshot of ``parent``: how to mount it. Raises AlreadyExists, ContainerdNotFound (the parent)."""
-        request = snapshots_pb2.ViewSnapshotRequest(snapshotter=self.snapshotter, key=key, parent=parent)
-        try:
-            return list(self._connection.call(self._stub.View, request, seconds=None).mounts)
-        except SnapshotterUnavailable as error:
-            raise self._away(error) from error
+        return list(self._call(self._stub.Prepare, request).mounts)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str] | None = None) -> None:
         """Make the writable snapshot ``key`` the committed one ``name``; raises AlreadyExists."""
-        request = snapshots_pb2.CommitSnapshotRequest(snapshotter=self.snapshotter, name=name, key=key, labels=labels)
-        self._connection.call(self._stub.Commit, request, seconds=None)
+        self._call(self._stub.Commit, snapshots_pb2.CommitSnapshotRequest(snapshotter=self.snapshotter, name=name, key=key, labels=labels))
 
     def remove(self, key: str) -> None:
         """Raises ContainerdNotFound."""
-        self._connection.call(self._stub.Remove, snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key), seconds=None)
+        self._call(self._stub.Remove, snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key))
 
-    def _away(self, error: SnapshotterUnavailable) -> SnapshotterUnavailable:
-        said = error.message.removeprefix("containerd: ")
-        return SnapshotterUnavailable(
-            f"snapshotter {self.snapshotter!r} does not answer: {said}", hint="is ipfs-snapshotter running? (ipfs-snapshotter status)"
-        )
+    def _call(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return self._connection.call(method, request, seconds=None)
+            except SnapshotterUnavailable as error:
+                # containerd finds out that a snapshotter was restarted by failing a call; the next makes a new connection.
+                if attempt == _TRIES or "connection closed" not in error.message:
+                    said = error.message.removeprefix("containerd: ")
+                    raise SnapshotterUnavailable(
+                        f"snapshotter {self.snapshotter!r} does not answer: {said}",
+                        hint="is ipfs-snapshotter running? (ipfs-snapshotter status)",
+                    ) from error
+            time.sleep(_PAUSE)
+        raise AssertionError("unreachable")
 
 
 def apply(connection: Connection, layer: Descriptor, mounts: Sequence[mount_pb2.Mount]) -> Digest:

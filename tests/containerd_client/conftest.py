@@ -20,8 +20,9 @@ _numbers = itertools.count(1)
 def containerd(request: pytest.FixtureRequest) -> Iterator[PrivateContainerd]:
     root = Path(tempfile.mkdtemp(prefix="ctrd-", dir="/tmp"))
     try:
-        # A snapshotter that containerd knows and that is not there.
-        with PrivateContainerd(root, request.param, {"absent": root / "absent.sock"}) as started:
+        # One that is started by the tests that need it, and one that never is.
+        plugins = {"lazy": root / "lazy.sock", "absent": root / "absent.sock"}
+        with PrivateContainerd(root, request.param, plugins) as started:
             yield started
     finally:
         shutil.rmtree(root)
