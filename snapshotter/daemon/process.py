@@ -58,10 +58,15 @@ def run_daemon(config: Config) -> None:
         from snapshotter.service.snapshots import Snapshotter
 
         plane = data_plane(config)
-        plane.start()
+        started = plane.start()
         ended = threading.Event()
-        snapshotter = Snapshotter(root, FuseMounter(plane, timeout=config.dataplane.mount_timeout))
-        server = start_server(snapshotter, Path(config.socket))
+        try:
+            snapshotter = Snapshotter(root, FuseMounter(plane, timeout=config.dataplane.mount_timeout))
+            server = start_server(snapshotter, Path(config.socket))
+        except BaseException:
+            if started:  # it would hold a mount that nobody asked for
+                plane.stop(unmount=True)
+            raise
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         keeper = threading.Thread(target=_keep, args=(plane, snapshotter.restore, ended), name="keeper")

@@ -162,6 +162,12 @@ class Stage:
         if number == signal.SIGKILL:
             self.socket.unlink()  # so that waiting for the next one's is waiting for the next one
 
+    def ended(self) -> None:
+        """The daemon was ended by other means."""
+        assert self._daemon is not None
+        assert self._daemon.wait(30) == 0
+        self._daemon = None
+
     def log(self) -> str:
         """What daemon and data plane wrote."""
         return (self.root / "daemon.log").read_text(errors="replace")
