@@ -86,6 +86,13 @@ class PrivateContainerd:
             raise AssertionError(f"ctr {' '.join(map(str, arguments))}: {done.returncode}: {done.stderr.decode()}{done.stdout.decode()}")
         return done.stdout.decode()
 
+    def wait_for_snapshotter(self, name: str) -> None:
+        """Return once containerd has connected to the proxy plugin: it pauses for seconds between its tries, and fails requests meanwhile."""
+        deadline = time.monotonic() + 60
+        while (done := self.run("snapshots", "--snapshotter", name, "ls")).returncode:
+            assert time.monotonic() < deadline, done.stderr
+            time.sleep(0.1)
+
     def __enter__(self) -> PrivateContainerd:
         return self.start()
 

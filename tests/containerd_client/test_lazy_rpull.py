@@ -32,6 +32,7 @@ def lazy(containerd: PrivateContainerd) -> Iterator[LazySnapshotter]:
     folder = containerd.root / f"lazy{next(_numbers)}"
     folder.mkdir()
     snapshotter = LazySnapshotter(folder, containerd.root / "lazy.sock")
+    containerd.wait_for_snapshotter("lazy")
     yield snapshotter
     snapshotter.stop()
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,7 @@ def containerd(request: pytest.FixtureRequest, on_stage: Stage, pushed: dict[str
     folder = Path(tempfile.mkdtemp(prefix="ctrd-", dir="/tmp"))
     try:
         with PrivateContainerd(folder, request.param, {"ipfs": on_stage.socket}) as started:
+            started.wait_for_snapshotter("ipfs")
             yield started
             started.run("image", "rm", "--sync", "lazy", "eager", "docker.io/test/vector:1")
     finally:
@@ -67,14 +67,6 @@ def containerd(request: pytest.FixtureRequest, on_stage: Stage, pushed: dict[str
 @pytest.fixture(scope="module")
 def pulled(on_stage: Stage, containerd: PrivateContainerd, pushed: dict[str, Any]) -> dict[str, Any]:
     return on_stage.rpull(containerd, pushed["cid"], "--name", "lazy")
-
-
-def reconnected(containerd: PrivateContainerd) -> None:
-    """Until containerd has connected to the snapshotter again: it waits up to three seconds between its tries."""
-    deadline = time.monotonic() + 30
-    while containerd.run("snapshots", "--snapshotter", "ipfs", "ls").returncode:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def chain(pulled: dict[str, Any]) -> str:
@@ -149,7 +141,7 @@ def test_a_running_container_does_not_notice_that_the_daemon_restarts(
         on_stage.end_daemon(number)
         assert "1000003" in containerd.ctr("tasks", "exec", "--exec-id", "e1", "sleeper", "sh", "-c", "wc -c < /usr/lib/big")
         on_stage.start_daemon()
-        reconnected(containerd)
+        containerd.wait_for_snapshotter("ipfs")
         assert containerd.ctr("tasks", "exec", "--exec-id", "e2", "sleeper", "cat", "/etc/hostname") == "vector\n"
         assert containerd.ctr("run", "--rm", "--snapshotter", "ipfs", "lazy", "after") == "vector\n"
     finally:
