@@ -17,8 +17,8 @@ from snapshotter.containerd.protos.diff_pb2_grpc import DiffStub
 from snapshotter.containerd.protos.snapshots_pb2_grpc import SnapshotsStub
 from snapshotter.containerd.records import wire_descriptor
 
-_TRIES = 4
-_PAUSE = 0.1  # seconds
+_TRIES = 25  # containerd waits up to 3 s before it connects anew
+_PAUSE = 0.2  # seconds
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
