@@ -17,8 +17,9 @@ from snapshotter.containerd.protos.diff_pb2_grpc import DiffStub
 from snapshotter.containerd.protos.snapshots_pb2_grpc import SnapshotsStub
 from snapshotter.containerd.records import wire_descriptor
 
-_TRIES = 25  # containerd waits up to 3 s before it connects anew
-_PAUSE = 0.2  # seconds
+# containerd finds out by a failing call that a snapshotter was restarted, and waits up to 3 s before it connects anew.
+_PATIENCE = 4.0  # seconds
+_PAUSE = 0.2
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -66,19 +67,18 @@ class Snapshots:
         self._call(self._stub.Remove, snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key))
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
-        for attempt in range(1, _TRIES + 1):
+        deadline = time.monotonic() + _PATIENCE
+        while True:
             try:
                 return self._connection.call(method, request, seconds=None)
             except SnapshotterUnavailable as error:
-                # containerd finds out that a snapshotter was restarted by failing a call; the next makes a new connection.
-                if attempt == _TRIES or "connection closed" not in error.message:
+                if time.monotonic() > deadline:
                     said = error.message.removeprefix("containerd: ")
                     raise SnapshotterUnavailable(
                         f"snapshotter {self.snapshotter!r} does not answer: {said}",
                         hint="is ipfs-snapshotter running? (ipfs-snapshotter status)",
                     ) from error
             time.sleep(_PAUSE)
-        raise AssertionError("unreachable")
 
 
 def apply(connection: Connection, layer: Descriptor, mounts: Sequence[mount_pb2.Mount]) -> Digest:

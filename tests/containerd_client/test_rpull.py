@@ -117,7 +117,8 @@ async def test_an_unknown_snapshotter_is_answered_with_the_configuration_to_add(
     assert left(containerd, connection.namespace) == []
 
 
-async def test_a_snapshotter_that_is_not_there_is_named(connection: Connection, containerd: PrivateContainerd, tmp_path: Path) -> None:
+async def test_a_snapshotter_that_is_not_there_is_named(connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snapshotter.containerd.snapshots._PATIENCE", 0.5)
     node, result, _ = await pushed(tmp_path)
     with pytest.raises(SnapshotterUnavailable, match="'absent' does not answer"):
         await rpull(node, connection, result.cid, snapshotter="absent")
