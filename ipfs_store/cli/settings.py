@@ -43,7 +43,8 @@ class Settings:
             async with open_node(self.node, path=self.node_path, peers=self.peers, timeout=self.timeout) as node:
                 return await work(node)
 
-        return trio.run(main)
+        # Ctrl-C in the middle of a library's bookkeeping would leave a half-sent request that complains when it is collected.
+        return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 class Duration(click.ParamType[float]):
