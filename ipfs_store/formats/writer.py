@@ -21,50 +21,41 @@ from typing import BinaryIO
 
 import msgspec
 
-from ipfs_store.errors import InvalidLayer
+from ipfs_store.errors import InvalidInput, InvalidLayer
 from ipfs_store.formats.compress import Ordered, gzip_member
 from ipfs_store.formats.document import Item, encode_document
 from ipfs_store.formats.entries import normalise
-from ipfs_store.formats.names import LANDMARK_CONTENTS, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, estargz_footer
+from ipfs_store.formats.names import (
+    ANNOTATION_TOC_DIGEST,
+    ANNOTATION_UNCOMPRESSED_SIZE,
+    LANDMARK_CONTENTS,
+    NO_PREFETCH_LANDMARK,
+    PREFETCH_LANDMARK,
+    TOC_NAME,
+    estargz_footer,
+)
+from ipfs_store.formats.options import WriteOptions, Written
 from ipfs_store.formats.tarball import BLOCK, Member, members, unpacked
 
-CHUNK_SIZE = 256 << 10
-"""Bytes. A cold start of node reads 18 MB at 256 KiB and 24 MB at 4 MiB; the blob is a few percent larger."""
-LEVEL = 6
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _END = bytes(2 * BLOCK)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What was written."""
-
-    digest: str
-    """``sha256:...`` of the blob."""
-    size: int
-    diff_id: str
-    """``sha256:...`` of the uncompressed tar, TOC included."""
-    uncompressed_size: int
-    toc_digest: str
-    boundaries: tuple[int, ...]
-    """Offsets in the blob where gzip members begin."""
-
-
-def write_estargz(
+def write_layer(
     source: Path,
     target: Path,
+    options: WriteOptions = WriteOptions(),  # noqa: B008 - a frozen value
     *,
-    chunk_size: int = CHUNK_SIZE,
-    level: int = LEVEL,
-    prioritized: Sequence[str] = (),
     advance: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write the layer at ``source`` (tar, tar.gz or tar.zst) to ``target`` as eStargz.
+    """Write the layer at ``source`` (tar, tar.gz or tar.zst) to the new file ``target`` as ``options`` say.
 
-    The same tar and options give the same bytes. Files in ``prioritized`` come first, in that order, before the prefetch landmark.
-    ``advance`` is told how many bytes of how many were taken in; what it raises ends the work. Memory: 64 chunks and 1 KiB an entry.
-    Synchronous, CPU work in as many threads as there are processors. Raises InvalidLayer, OSError.
+    The same tar and options give the same bytes. ``advance`` is told how many bytes of how many were taken in; what it raises ends the
+    work. Synchronous, CPU work in as many threads as there are processors. Raises InvalidLayer, InvalidInput, OSError.
     """
+    if options.format != "estargz" or options.min_chunk_size or options.external_toc:
+        raise InvalidInput(f"{options} cannot be written yet")
+    chunk_size, level, prioritized = options.chunk_size, options.effective_level, options.prioritized
     with unpacked(source, target.parent) as tar, target.open("xb") as file:
         entries, landmark = _arranged(list(_latest(members(tar))), prioritized)
         with _Writer(file, chunk_size, level) as writer:
@@ -200,12 +191,13 @@ class _Writer:
         info.size, info.mode = len(document), 0o444
         toc_offset = self._at
         toc = (info.tobuf(tarfile.USTAR_FORMAT), document, bytes(-len(document) % BLOCK), _END)
-        self._take(_compress(toc, max(self._level, LEVEL), -1, hashed=False))
+        self._take(_compress(toc, max(self._level, 6), -1, hashed=False))
         self._put(estargz_footer(toc_offset))
         diff_id, raw_size = self._raw.finish()
+        toc_digest = f"sha256:{hashlib.sha256(document).hexdigest()}"
+        annotations = {ANNOTATION_TOC_DIGEST: toc_digest, ANNOTATION_UNCOMPRESSED_SIZE: str(raw_size)}
         return Written(
-            f"sha256:{self._blob.hexdigest()}", self._at, diff_id, raw_size, f"sha256:{hashlib.sha256(document).hexdigest()}",
-            tuple(self._boundaries),
+            f"sha256:{self._blob.hexdigest()}", self._at, diff_id, raw_size, toc_digest, tuple(self._boundaries), annotations,
         )  # fmt: skip
 
     def _whole(self, item: Item, number: int) -> str:

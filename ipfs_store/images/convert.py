@@ -12,20 +12,23 @@ import trio
 
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.layer import Layer, open_layer
-from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST, ANNOTATION_UNCOMPRESSED_SIZE
-from ipfs_store.formats.writer import CHUNK_SIZE, LEVEL, Written, write_estargz
+from ipfs_store.formats.options import CHUNK_SIZE, WriteOptions, Written
+from ipfs_store.formats.writer import write_layer
 from ipfs_store.images.model import ConvertedLayer, NoProgress, Progress
 from ipfs_store.images.push import Convert
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import gzip_layer
 
 
-def estargz(*, chunk_size: int = CHUNK_SIZE, level: int = LEVEL, folder: Path | None = None, progress: Progress | None = None) -> Convert:
+def estargz(
+    *, chunk_size: int = CHUNK_SIZE, level: int | None = None, folder: Path | None = None, progress: Progress | None = None
+) -> Convert:
     """A conversion to eStargz for `push.PushOptions.convert`; a layer that is lazily readable stays as it is.
 
     ``folder``: where the layer is unpacked and written (its uncompressed size is needed there), the system's temporary one if None.
     """
     told = progress or NoProgress()
+    options = WriteOptions(chunk_size=chunk_size, level=level)
 
     @asynccontextmanager
     async def convert(layer: Descriptor, path: Path) -> AsyncIterator[ConvertedLayer | None]:
@@ -45,9 +48,7 @@ def estargz(*, chunk_size: int = CHUNK_SIZE, level: int = LEVEL, folder: Path | 
                     begun = True
                 told.advance(item, count)
 
-            written = await trio.to_thread.run_sync(
-                lambda: write_estargz(path, target, chunk_size=chunk_size, level=level, advance=advance)
-            )
+            written = await trio.to_thread.run_sync(lambda: write_layer(path, target, options, advance=advance))
             told.done(item)
             yield _converted(layer, target, written)
 
@@ -65,9 +66,8 @@ async def boundaries(layer: Descriptor, path: Path) -> Sequence[int]:
 
 
 def _converted(layer: Descriptor, path: Path, written: Written) -> ConvertedLayer:
-    annotations = {ANNOTATION_TOC_DIGEST: written.toc_digest, ANNOTATION_UNCOMPRESSED_SIZE: str(written.uncompressed_size)}
     return ConvertedLayer(
-        path, gzip_layer(layer.media_type), Digest.parse(written.digest), written.size, Digest.parse(written.diff_id), annotations,
+        path, gzip_layer(layer.media_type), Digest.parse(written.digest), written.size, Digest.parse(written.diff_id), written.annotations,
         written.boundaries,
     )  # fmt: skip
 

@@ -18,7 +18,6 @@ from snapshotter.dataplane.build import build_tree
 from snapshotter.dataplane.layers import Counters, Opened
 from snapshotter.dataplane.server import LayerSource
 
-
 # A leaf of 128 KiB to 1 MiB holds the streams of some dozens of small files, which are read one soon after the other: without these, the
 # leaf would be read and hashed again for each (measured on a Debian image: 24 times its bytes). Kept by all layers together.
 RECENT_BLOCK_BYTES = 16 << 20

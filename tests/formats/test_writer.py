@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.layer import open_layer, read_file
+from ipfs_store.formats.options import WriteOptions, Written
 from ipfs_store.formats.tarball import members, unpacked
-from ipfs_store.formats.writer import Written, write_estargz
+from ipfs_store.formats.writer import write_layer
 from tests.formats.blobs import VECTORS, BytesBlob, of_entry, of_tar
 
 
@@ -43,7 +44,7 @@ async def assert_reads_back(blob: bytes, written: Written, source: Path) -> None
 @pytest.mark.parametrize("chunk_size", [4096, 65536, 262144])
 async def test_what_is_written_reads_back(source: Path, tmp_path: Path, level: int, chunk_size: int) -> None:
     target = tmp_path / "layer"
-    written = write_estargz(source, target, chunk_size=chunk_size, level=level)
+    written = write_layer(source, target, WriteOptions(chunk_size=chunk_size, level=level))
     blob = target.read_bytes()
     assert (written.digest, written.size) == ("sha256:" + hashlib.sha256(blob).hexdigest(), len(blob))
     raw = gzip.decompress(blob)
@@ -52,14 +53,14 @@ async def test_what_is_written_reads_back(source: Path, tmp_path: Path, level: i
 
 
 async def test_sub_second_times_are_kept(source: Path, tmp_path: Path) -> None:
-    write_estargz(source, tmp_path / "layer")
+    write_layer(source, tmp_path / "layer")
     layer = await open_layer(BytesBlob((tmp_path / "layer").read_bytes()))
     entry = next(entry for entry in layer.toc.entries if entry.path == "var/xattr")
     assert (entry.mtime, entry.mtime_ns) == (1_600_000_000, 123_456_789)
 
 
 def test_every_boundary_begins_a_member_and_contents_begin_theirs(source: Path, tmp_path: Path) -> None:
-    written = write_estargz(source, tmp_path / "layer", chunk_size=65536)
+    written = write_layer(source, tmp_path / "layer", WriteOptions(chunk_size=65536))
     blob = (tmp_path / "layer").read_bytes()
     ends = [*written.boundaries[1:], len(blob)]
     members_ = [zlib.decompress(blob[start:end], 31) for start, end in zip(written.boundaries, ends, strict=True)]
@@ -69,7 +70,7 @@ def test_every_boundary_begins_a_member_and_contents_begin_theirs(source: Path, 
 
 @pytest.mark.tool("tar")
 def test_gnu_tar_unpacks_it(source: Path, tmp_path: Path) -> None:
-    write_estargz(source, tmp_path / "layer.tar.gz")
+    write_layer(source, tmp_path / "layer.tar.gz")
     listed = [
         subprocess.run(["tar", "-tvf", path], check=True, capture_output=True, text=True).stdout
         for path in (source, tmp_path / "layer.tar.gz")
@@ -81,14 +82,14 @@ def test_gnu_tar_unpacks_it(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrap", [gzip.compress, lambda data: zstandard.ZstdCompressor().compress(data), lambda data: data])
 def test_the_same_tar_gives_the_same_bytes_however_it_was_compressed(source: Path, tmp_path: Path, wrap: object) -> None:
     (tmp_path / "in").write_bytes(wrap(source.read_bytes()))  # type: ignore[operator]
-    first = write_estargz(source, tmp_path / "a")
-    assert write_estargz(tmp_path / "in", tmp_path / "b") == first
-    assert write_estargz(tmp_path / "b", tmp_path / "c") == first, "converted twice, a layer has one TOC"
+    first = write_layer(source, tmp_path / "a")
+    assert write_layer(tmp_path / "in", tmp_path / "b") == first
+    assert write_layer(tmp_path / "b", tmp_path / "c") == first, "converted twice, a layer has one TOC"
 
 
 async def test_prioritized_files_come_first_with_what_they_need(source: Path, tmp_path: Path) -> None:
     wanted = ["usr/lib/small-31", "/usr/bin/twin", "./etc/hostname", "no/such/file"]
-    written = write_estargz(source, tmp_path / "layer", prioritized=wanted)
+    written = write_layer(source, tmp_path / "layer", WriteOptions(prioritized=tuple(wanted)))
     layer = await open_layer(BytesBlob((tmp_path / "layer").read_bytes()))
     await assert_reads_back((tmp_path / "layer").read_bytes(), written, source)
     by_path = {entry.path: entry for entry in layer.toc.entries}
@@ -101,7 +102,7 @@ async def test_names_that_are_no_utf8_keep_their_bytes(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "in.tar", "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
         for name in (b"caf\xe9", b"\xff/\xfe"):
             tar.addfile(tarfile.TarInfo(name.decode("utf-8", "surrogateescape")))
-    write_estargz(tmp_path / "in.tar", tmp_path / "layer")
+    write_layer(tmp_path / "in.tar", tmp_path / "layer")
     layer = await open_layer(BytesBlob((tmp_path / "layer").read_bytes()))
     assert {entry.path.encode("utf-8", "surrogateescape") for entry in layer.toc.entries} == {b"", b"caf\xe9", b"\xff", b"\xff/\xfe"}
 
@@ -112,7 +113,7 @@ async def test_of_a_path_that_comes_twice_the_last_one_counts(tmp_path: Path) ->
             info = tarfile.TarInfo("file")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    write_estargz(tmp_path / "in.tar", tmp_path / "layer")
+    write_layer(tmp_path / "in.tar", tmp_path / "layer")
     layer = await open_layer(BytesBlob((tmp_path / "layer").read_bytes()))
     assert [entry.size for entry in layer.toc.entries if entry.path == "file"] == [5]
 
@@ -120,7 +121,7 @@ async def test_of_a_path_that_comes_twice_the_last_one_counts(tmp_path: Path) ->
 @pytest.mark.parametrize("content", [b"", bytes(10240)])
 async def test_a_layer_without_entries(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "in").write_bytes(content)
-    write_estargz(tmp_path / "in", tmp_path / "layer")
+    write_layer(tmp_path / "in", tmp_path / "layer")
     layer = await open_layer(BytesBlob((tmp_path / "layer").read_bytes()))
     assert [entry.path for entry in layer.toc.entries] == [""]
 
@@ -136,7 +137,7 @@ def test_a_damaged_tar_is_refused(source: Path, tmp_path: Path) -> None:
     }.items():
         (tmp_path / name).write_bytes(broken)
         with pytest.raises(InvalidLayer):
-            write_estargz(tmp_path / name, tmp_path / "layer")
+            write_layer(tmp_path / name, tmp_path / "layer")
         (tmp_path / "layer").unlink(missing_ok=True)
 
 
@@ -185,7 +186,7 @@ async def test_any_tar_reads_back(tmp_path: Path, seed: int, form: int, chunk_si
             data = rng.randbytes(rng.choice([0, 1, 511, 512, 513, 3000])) if info.type == tarfile.REGTYPE else b""
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    written = write_estargz(source, target, chunk_size=chunk_size, level=1)
+    written = write_layer(source, target, WriteOptions(chunk_size=chunk_size, level=1))
     await assert_reads_back(target.read_bytes(), written, source)
     source.unlink()
     target.unlink()
