@@ -1,0 +1,97 @@
+"""A real data plane on layers of the test."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ipfs_store.formats.toc import Toc
+from snapshotter.dataplane.client import DataPlane, Launch
+from snapshotter.dataplane.control import LayerStatus
+from tests.requirements import require_fuse
+
+GIVE_UP = 1.5
+
+
+@dataclass(frozen=True)
+class Source:
+    cid: str
+    digest: str = "sha256:" + "d" * 64
+    toc_digest: str = ""
+
+
+@dataclass
+class Plane:
+    """The data plane, its layers, and what the next reads of a blob do (see `tests.dataplane.served`)."""
+
+    folder: Path
+    dataplane: DataPlane
+    _mounted: dict[str, int] = field(default_factory=dict)
+
+    def mount(self, name: str, layer: tuple[bytes, Toc]) -> Path:
+        """Show the layer; its folder."""
+        blob, toc = layer
+        (self.folder / f"{name}.blob").write_bytes(blob)
+        (self.folder / f"{name}.toc").write_bytes(msgspec.msgpack.encode(toc))
+        self._mounted[name] = number = len(self._mounted) + 1
+        return self.dataplane.mount(number, Source(name))
+
+    def faults(self, *words: str) -> None:
+        (self.folder / "faults").write_text("\n".join(words))
+
+    def let_go(self) -> None:
+        """Reads that hold go on."""
+        with (self.folder / "hold").open("wb"):
+            pass
+
+    def reads(self, name: str) -> list[tuple[int, int]]:
+        """(offset, length) of each read of the blob that began."""
+        path = self.folder / "reads"
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        return [(int(offset), int(length)) for blob, offset, length in map(str.split, lines) if blob == name]
+
+    def status(self, name: str) -> LayerStatus:
+        return next(layer for layer in self.dataplane.status().layers if layer.layer == self._mounted[name])
+
+    def until_waiting(self, name: str, count: int = 1, readers: int = 1) -> None:
+        """Return when ``count`` fetches of the layer have ``readers`` readers each."""
+        deadline = time.monotonic() + 20
+        while sum(wait.readers >= readers for wait in self.status(name).waiting) != count:
+            assert time.monotonic() < deadline, self.status(name).waiting
+            time.sleep(0.01)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+
+@pytest.fixture
+def plane() -> Iterator[Plane]:
+    require_fuse()
+    import os
+
+    folder = Path(tempfile.mkdtemp(prefix="plane-", dir="/var/tmp"))
+    os.mkfifo(folder / "hold")
+    launch = Launch(
+        mountpoint=folder / "mount",
+        control=folder / "control.sock",
+        cache=folder / "cache",
+        give_up=GIVE_UP,
+        log=folder / "log",
+        program=(sys.executable, "-m", "tests.dataplane.served", str(folder)),
+    )
+    dataplane = DataPlane(launch)
+    try:
+        dataplane.start()
+        yield Plane(folder, dataplane)
+    finally:
+        dataplane.stop(unmount=True)
+        assert not os.path.ismount(folder / "mount")
+        shutil.rmtree(folder)
