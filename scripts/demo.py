@@ -36,12 +36,51 @@ def say(text: str) -> None:
     click.echo(f"demo: {text}", err=True)
 
 
-def run(command: Sequence[str | Path], *, input: bytes | None = None) -> str:
-    done = subprocess.run([str(part) for part in command], input=input, capture_output=True)
-    if done.returncode:
-        tail = b"\n".join((done.stderr or done.stdout).strip().splitlines()[-5:]).decode(errors="replace")
-        raise DemoFailed(f"{' '.join(map(str, command))[:200]}\nended with {done.returncode}:\n{tail}")
-    return done.stdout.decode()
+class Interruption:
+    """SIGINT and SIGTERM as KeyboardInterrupt, but not between a process's birth and the moment that we know of it."""
+
+    def __init__(self) -> None:
+        self._postponed = 0
+        self._came = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self._came = True
+        if not self._postponed:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def postponed(self) -> Iterator[None]:
+        self._postponed += 1
+        try:
+            yield
+        finally:
+            self._postponed -= 1
+            if self._came and not self._postponed:
+                raise KeyboardInterrupt
+
+    def ignore(self) -> None:
+        """From here on the end is under way."""
+        self._postponed += 1
+
+
+INTERRUPTION = Interruption()
+
+
+def run(command: Sequence[str | Path]) -> str:
+    with contextlib.ExitStack() as stack:
+        with INTERRUPTION.postponed():
+            process = subprocess.Popen(
+                [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        out, err = process.communicate()
+    if process.returncode:
+        tail = b"\n".join((err or out).strip().splitlines()[-5:]).decode(errors="replace")
+        raise DemoFailed(f"{' '.join(map(str, command))[:200]}\nended with {process.returncode}:\n{tail}")
+    return out.decode()
 
 
 def debian_image() -> Path:
@@ -95,9 +134,9 @@ class Stage:
         """Start a daemon and wait until the socket ``ready`` exists, or a line of its output starts with that text (returned)."""
         # Sessions of their own: Ctrl-C reaches the demonstration alone, which then ends them in order.
         log = self.root / f"{name}.log"
-        with log.open("wb") as output:
+        with log.open("wb") as output, INTERRUPTION.postponed():
             process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        self._stack.callback(self._end, name, process)
+            self._stack.callback(self._end, name, process)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if process.poll() is not None:
@@ -188,8 +227,10 @@ def demonstrate(stage: Stage, image: str, command: Sequence[str]) -> None:
     (root / "containerd.toml").write_text(containerd_config(root, root / "ipfs.sock"))
     stage.daemon("containerd", ["containerd", "--config", root / "containerd.toml"], ready=root / "containerd.sock")
 
-    say("the image is now on the pushing node only; pulling it from a second one")
     containerd = ["--address", str(root / "containerd.sock")]
+    stage.on_close(end_tasks, containerd)
+
+    say("the image is now on the pushing node only; pulling it from a second one")
     with seconds(took, "pull"):
         run([*pulling, "--peer", peer, "rpull", *containerd, "--name", "demo", pushed["cid"]])
     for turn in ("first run", "second run"):
@@ -199,6 +240,12 @@ def demonstrate(stage: Stage, image: str, command: Sequence[str]) -> None:
     status = json.loads(run([*snapshotter, "status", "--json"]))
     run(["ctr", *containerd, "image", "rm", "--sync", "demo"])
     print_table(pushed, took, status)
+
+
+def end_tasks(containerd: Sequence[str]) -> None:
+    """End containers that an interruption left; they would outlive their containerd."""
+    for name in run(["ctr", *containerd, "tasks", "ls", "-q"]).split():
+        run(["ctr", *containerd, "tasks", "rm", "--force", name])
 
 
 def print_table(pushed: dict[str, Any], took: dict[str, float], status: dict[str, Any]) -> None:
@@ -219,10 +266,6 @@ def print_table(pushed: dict[str, Any], took: dict[str, float], status: dict[str
 def main(image: str | None, command: tuple[str, ...]) -> None:
     """Push an image into IPFS, pull it lazily from a second node, run COMMAND in it twice, and print what it took."""
 
-    def stop(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
     source = image or str(debian_image())
     stage = Stage()
     try:
@@ -231,8 +274,7 @@ def main(image: str | None, command: tuple[str, ...]) -> None:
         say("stopped; cleaning up")
         raise SystemExit(130) from None
     finally:
-        # A second Ctrl-C must not leave mounts behind.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        INTERRUPTION.ignore()  # a second Ctrl-C must not leave mounts behind
         stage.close()
 
 
