@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import trio
 
 from ipfs_store.cids import RAW, Cid, codec_of, format_cid
-from ipfs_store.errors import BlockNotFound, IpfsStoreError
+from ipfs_store.errors import BlockNotFound, IpfsStoreError, StorageFailed
 from ipfs_store.nodes.blockstore import BlockStore, StoreStats
 from ipfs_store.nodes.flights import Flights
 from ipfs_store.nodes.interface import Block, GcResult, Push
@@ -79,6 +79,7 @@ class EmbeddedNode:
         self._peers = tuple(peers)
         self._flights = Flights[Cid, bytes]()
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
+        self._full = False
 
     async def get(self, cid: Cid, *, timeout: float | None = None) -> bytes:
         """The block, from the store or a peer; what a peer sent is stored. See ``Node.get``."""
@@ -178,7 +179,15 @@ class EmbeddedNode:
 
             self._source = PeerClient(self._peers)
         data = await self._source.fetch(cid, timeout=seconds)
-        await self._on_disk(self.store.write, cid, data)
+        try:
+            await self._on_disk(self.store.write, cid, data)
+        except StorageFailed as error:
+            # A reader is served all the same; who keeps blocks (`pin`) looks whether they are there.
+            if not self._full:
+                _log.warning("what peers send is not kept: %s", error.message)
+            self._full = True
+        else:
+            self._full = False
         return data
 
     def _not_found(self, cid: Cid, seconds: float) -> IpfsStoreError:
@@ -228,6 +237,8 @@ class EmbeddedNode:
             async with limiter:
                 try:
                     links.extend(links_of(cid, await self.get(cid)))
+                    if not await self.has(cid):
+                        raise StorageFailed(f"{format_cid(cid)} came, and could not be kept in {self.store.path}", hint="is the disk full?")
                 except IpfsStoreError as error:
                     failures.append(error)
                     nursery.cancel_scope.cancel()
