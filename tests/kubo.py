@@ -69,9 +69,10 @@ class KuboDaemon:
 
     def connect(self, other: KuboDaemon) -> None:
         """Join the swarms of the two."""
-        for address in json.loads(other.run("id"))["Addresses"]:
+        # Not `ipfs id`: it leaves out addresses of the loopback.
+        for address in other.run("swarm", "addrs", "listen").decode().split():
             if "/tcp/" in address and "/ws" not in address:
-                self.run("swarm", "connect", address)
+                self.run("swarm", "connect", f"{address}/p2p/{json.loads(other.run('id'))['ID']}")
                 return
         raise AssertionError("the other daemon has no TCP address")
 

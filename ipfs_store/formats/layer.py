@@ -50,6 +50,13 @@ async def open_layer(blob: RangeReader, annotations: Mapping[str, str] | None = 
     ``blob`` itself has to be trusted (a CID vouches for all of it). Raises NotSeekable (a layer without a TOC), InvalidLayer, TocMismatch,
     and what ``blob`` raises.
     """
+    location, data = await load_toc(blob, annotations, toc_digest=toc_digest)
+    toc = await trio.to_thread.run_sync(_decode, location, data)
+    return Layer(location.kind, toc, location.payload_end)
+
+
+async def load_toc(blob: RangeReader, annotations: Mapping[str, str] | None = None, *, toc_digest: str = "") -> tuple[TocLocation, bytes]:
+    """Where the TOC of ``blob`` is, and its verified JSON; reads and raises as `open_layer` does."""
     annotations = annotations or {}
     size = blob.size
     start = max(size - TAIL, 0)
@@ -67,8 +74,7 @@ async def open_layer(blob: RangeReader, annotations: Mapping[str, str] | None = 
         compressed = (head + tail)[: location.length]
     expected = {digest for digest in (toc_digest, annotations.get(ANNOTATION_TOC_DIGEST, "")) if digest}
     checksum = annotations.get(ANNOTATION_ZSTD_CHECKSUM) or annotations.get(ANNOTATION_ZSTD_CHECKSUM_OLD) or ""
-    toc = await trio.to_thread.run_sync(_decode, location, compressed, expected, checksum)
-    return Layer(location.kind, toc, location.payload_end)
+    return location, await trio.to_thread.run_sync(_verified, location, compressed, expected, checksum)
 
 
 def read_toc(location: TocLocation, compressed: bytes) -> bytes:
@@ -97,18 +103,23 @@ def read_toc(location: TocLocation, compressed: bytes) -> bytes:
     return data
 
 
-def _decode(location: TocLocation, compressed: bytes, expected: set[str], checksum: str) -> Toc:
+def _verified(location: TocLocation, compressed: bytes, expected: set[str], checksum: str) -> bytes:
     if checksum:
         found = _sha256(compressed)
         if found != checksum:
             raise TocMismatch(f"the compressed TOC has the digest {found}, its layer's annotation says {checksum}")
     data = read_toc(location, compressed)
-    digest = _sha256(data)
-    for wanted in expected:
-        # zstd:chunked: some tools name the digest of the compressed TOC under the same key.
-        if wanted != digest and not (location.kind == "zstd:chunked" and wanted == _sha256(compressed)):
-            raise TocMismatch(f"the layer's TOC has the digest {digest}, and {wanted} was asked for")
-    return decode_toc(decode_document(data), kind=location.kind, digest=digest, payload_end=location.payload_end)
+    if expected:
+        digest = _sha256(data)
+        for wanted in expected:
+            # zstd:chunked: some tools name the digest of the compressed TOC under the same key.
+            if wanted != digest and not (location.kind == "zstd:chunked" and wanted == _sha256(compressed)):
+                raise TocMismatch(f"the layer's TOC has the digest {digest}, and {wanted} was asked for")
+    return data
+
+
+def _decode(location: TocLocation, data: bytes) -> Toc:
+    return decode_toc(decode_document(data), kind=location.kind, digest=_sha256(data), payload_end=location.payload_end)
 
 
 async def read_file(blob: RangeReader, layer: Layer, entry: Entry) -> AsyncIterator[bytes]:

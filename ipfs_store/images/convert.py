@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,11 @@ from pathlib import Path
 import trio
 
 from ipfs_store.errors import InvalidLayer
+from ipfs_store.formats.detached import detach
 from ipfs_store.formats.layer import Layer, open_layer
 from ipfs_store.formats.options import CHUNK_SIZE, WriteOptions, Written
 from ipfs_store.formats.writer import write_layer
-from ipfs_store.images.model import ConvertedLayer, NoProgress, Progress
+from ipfs_store.images.model import ConvertedLayer, LazyForm, NoProgress, Progress, TocObject
 from ipfs_store.images.push import Convert
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import gzip_layer
@@ -55,14 +56,23 @@ def estargz(
     return convert
 
 
-async def boundaries(layer: Descriptor, path: Path) -> Sequence[int]:
-    """Where the members or frames of a lazily readable layer begin, as far as its TOC says; empty for others."""
+async def lazy_form(layer: Descriptor, path: Path) -> LazyForm | None:
+    """Where the members or frames of a lazily readable layer begin, as far as its TOC says, and the TOC; None for others."""
     try:
-        opened = await _open(layer, path)
+        blob = _FileBlob(path, (await trio.Path(path).stat()).st_size)
+        detached = await detach(blob, layer.annotations)
+        if detached.kind == "stargz":  # no digests: nobody mounts it lazily, but its members are members
+            opened = await trio.to_thread.run_sync(detached.open)
+            return LazyForm(_starts(opened), None)
+        opened, data = await trio.to_thread.run_sync(lambda: (detached.open(), detached.encode()))
     except InvalidLayer:
-        return ()
-    starts = {chunk.offset for entry in opened.toc.entries for chunk in entry.chunks if chunk.end > chunk.offset}
-    return sorted(starts | {0, opened.toc_offset})
+        return None
+    return LazyForm(_starts(opened), TocObject(Digest.parse(detached.digest), len(detached.data), data))
+
+
+def _starts(layer: Layer) -> tuple[int, ...]:
+    starts = {chunk.offset for entry in layer.toc.entries for chunk in entry.chunks if chunk.end > chunk.offset}
+    return tuple(sorted(starts | {0, layer.toc_offset}))
 
 
 def _converted(layer: Descriptor, path: Path, written: Written) -> ConvertedLayer:

@@ -51,6 +51,27 @@ class ConvertedLayer:
     """Offsets where gzip members or zstd frames begin."""
 
 
+@dataclass(frozen=True, slots=True)
+class TocObject:
+    """A layer's TOC as an object of its own (`formats.detached`)."""
+
+    digest: Digest
+    """Of the uncompressed TOC."""
+    raw_size: int
+    """Bytes of the uncompressed TOC."""
+    data: bytes = field(repr=False)
+    """The object."""
+
+
+@dataclass(frozen=True, slots=True)
+class LazyForm:
+    """What a layer's TOC says to who stores the layer."""
+
+    boundaries: tuple[int, ...]
+    """Offsets where gzip members or zstd frames begin."""
+    toc: TocObject | None
+
+
 class Progress(Protocol):
     """Told how far each item (a layer, a document) has come; the command line draws it."""
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
-from ipfs_store.cids import DAG_CBOR, Cid, codec_of, format_cid
-from ipfs_store.dag.file import UnixfsFile
+from ipfs_store.cids import DAG_CBOR, Cid, codec_of, format_cid, parse_cid
+from ipfs_store.dag.file import GetBlock, UnixfsFile
 from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDag, InvalidDescriptor
-from ipfs_store.images.root import cid_of_urls, image_of_root
+from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, cid_of_urls, decode_root
 from ipfs_store.nodes.interface import Node
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import MAX_DOCUMENT, Config, Index, Manifest, decode_document
@@ -28,6 +28,14 @@ class RemoteLayer:
     descriptor: Descriptor
     cid: Cid
     diff_id: Digest
+    toc: Cid | None = None
+    """Its table of contents as an object of its own (`formats.detached`), where it has one."""
+
+    @property
+    def located(self) -> Descriptor:
+        """The descriptor with URL and TOC object, whether the manifest has them or the image root does."""
+        toc = {TOC_ANNOTATION: format_cid(self.toc)} if self.toc is not None else {}
+        return replace(self.descriptor, urls=(f"ipfs://{format_cid(self.cid)}",), annotations={**self.descriptor.annotations, **toc})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +60,15 @@ class RemoteImage:
     indexes: tuple[tuple[Descriptor, bytes], ...]
     """Every index on the way to the manifests, the top one first."""
     manifests: tuple[RemoteManifest, ...]
+    root: ImageRoot | None = None
+    """The image root, where the image was asked for by it, or could not be found without it."""
 
     @property
     def name(self) -> str:
         """The name it was pushed under, empty if none."""
         annotations = self.descriptor.annotations
+        if self.root is not None and self.root.name:
+            return self.root.name
         return annotations.get("io.containerd.image.name") or annotations.get("org.opencontainers.image.ref.name", "")
 
 
@@ -71,23 +83,31 @@ async def resolve(node: Node, cid: Cid, *, platforms: Sequence[Platform] | None 
     async def get(block: Cid) -> bytes:
         return await node.get(block, timeout=timeout)
 
-    top = await _top(get, cid)
+    places, top = await _top(get, cid)
     indexes: list[tuple[Descriptor, bytes]] = []
     manifests: list[RemoteManifest] = []
     queue = [top]
     while queue:
         descriptor = queue.pop(0)
-        data = await _document(get, descriptor)
+        data = await places.document(descriptor)
         if is_index(descriptor.media_type):
             if len(indexes) > 16:
                 raise InvalidDescriptor(f"{format_cid(cid)}: indexes within indexes without end")
             indexes.append((descriptor, data))
             queue += _chosen(Index.parse(data, media_type=descriptor.media_type), platforms, format_cid(cid))
         elif is_manifest(descriptor.media_type):
-            manifests.append(await _manifest(get, descriptor, data))
+            manifests.append(await places.manifest(descriptor, data))
         else:
             raise InvalidDescriptor(f"{format_cid(cid)} describes a {descriptor.media_type}, which is neither index nor manifest")
-    return RemoteImage(cid, top, tuple(indexes), tuple(manifests))
+    return RemoteImage(cid, top, tuple(indexes), tuple(manifests), places.root)
+
+
+async def fetch_root(get: GetBlock, cid: Cid) -> ImageRoot:
+    """The image root ``cid``; raises what ``get`` raises, and InvalidDag, naming the CID."""
+    try:
+        return decode_root(await get(cid))
+    except InvalidDag as error:
+        raise InvalidDag(f"{format_cid(cid)}: {error.message}", hint=error.hint) from error
 
 
 async def copy_blob(
@@ -115,43 +135,76 @@ async def copy_blob(
         )
 
 
-async def _top(get: Callable[[Cid], Awaitable[bytes]], cid: Cid) -> Descriptor:
+async def _top(get: GetBlock, cid: Cid) -> tuple[_Places, Descriptor]:
     if codec_of(cid) == DAG_CBOR:
-        return image_of_root(await get(cid))
+        root = await fetch_root(get, cid)
+        return _Places(get, root, None), root.image.descriptor
     where = format_cid(cid)
     hint = "an image's CID is the one that ipfs-push printed"
     try:
-        return Descriptor.from_json(decode_document(await _read(get, cid, where), where=where), where=where)
+        top = Descriptor.from_json(decode_document(await _read(get, cid, where), where=where), where=where)
     except (InvalidDescriptor, InvalidDag) as error:
         raise InvalidDescriptor(f"not an image: {error.message}", hint=hint) from error
+    named = top.annotations.get(ROOT_ANNOTATION)
+    return _Places(get, None, parse_cid(named) if named else None), top
 
 
-async def _document(get: Callable[[Cid], Awaitable[bytes]], descriptor: Descriptor) -> bytes:
-    cid = cid_of_urls(descriptor)
-    data = await _read(get, cid, str(descriptor.digest))
-    if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
-        raise BlobMismatch(
-            f"{format_cid(cid)} has {len(data)} bytes of digest {Digest.of(data)}, and was described as {descriptor.size} bytes of {descriptor.digest}"
-        )
-    return data
+class _Places:
+    """Where an image's blobs are: as its root says where there is one, else as the URL of each descriptor says."""
+
+    def __init__(self, get: GetBlock, root: ImageRoot | None, named: Cid | None) -> None:
+        self._get = get
+        self.root = root
+        self._named = named  # the root that the image's descriptor names: fetched only for what has no URL
+
+    async def find(self, descriptor: Descriptor) -> Cid:
+        """The blob's CID; raises InvalidDescriptor where nobody says."""
+        if self.root is None and self._named is not None and not any(url.startswith("ipfs://") for url in descriptor.urls):
+            self.root = await fetch_root(self._get, self._named)
+        if self.root is not None and (blob := self.root.blobs.get(descriptor.digest)) is not None:
+            if blob.size != descriptor.size:
+                raise InvalidDag(f"the image root says that {blob.digest} has {blob.size} bytes, its descriptor says {descriptor.size}")
+            return blob.cid
+        return cid_of_urls(descriptor)
+
+    async def document(self, descriptor: Descriptor) -> bytes:
+        """An index, manifest or config, checked; raises BlobMismatch."""
+        cid = await self.find(descriptor)
+        data = await _read(self._get, cid, str(descriptor.digest))
+        if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
+            raise BlobMismatch(
+                f"{format_cid(cid)} has {len(data)} bytes of digest {Digest.of(data)}, "
+                f"and was described as {descriptor.size} bytes of {descriptor.digest}"
+            )
+        return data
+
+    async def manifest(self, descriptor: Descriptor, data: bytes) -> RemoteManifest:
+        """A manifest with its config; raises InvalidDescriptor."""
+        where = f"manifest {descriptor.digest}"
+        manifest = Manifest.parse(data, where=where, media_type=descriptor.media_type)
+        config_data = await self.document(manifest.config)
+        config = Config.parse(config_data, where=f"config {manifest.config.digest}")
+        if len(config.diff_ids) != len(manifest.layers):
+            raise InvalidDescriptor(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} DiffIDs in its config")
+        layers = [await self._layer(layer, diff_id) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)]
+        return RemoteManifest(descriptor, data, manifest.config, config_data, config, tuple(layers))
+
+    async def _layer(self, layer: Descriptor, diff_id: Digest) -> RemoteLayer:
+        cid = await self.find(layer)
+        toc: Cid | None = None
+        if named := layer.annotations.get(TOC_ANNOTATION):
+            toc = parse_cid(named)
+        elif self.root is not None:
+            known = next((item.toc for item in self.root.layers if item.blob.digest == layer.digest), None)
+            toc = known.cid if known is not None else None
+        return RemoteLayer(layer, cid, diff_id, toc)
 
 
-async def _read(get: Callable[[Cid], Awaitable[bytes]], cid: Cid, where: str) -> bytes:
+async def _read(get: GetBlock, cid: Cid, where: str) -> bytes:
     file = await UnixfsFile.open(get, cid)
     if file.size > MAX_DOCUMENT:
         raise InvalidDescriptor(f"{where}: {file.size} bytes are too many for a document of an image (at most {MAX_DOCUMENT})")
     return await file.read(0, file.size)
-
-
-async def _manifest(get: Callable[[Cid], Awaitable[bytes]], descriptor: Descriptor, data: bytes) -> RemoteManifest:
-    where = f"manifest {descriptor.digest}"
-    manifest = Manifest.parse(data, where=where, media_type=descriptor.media_type)
-    config_data = await _document(get, manifest.config)
-    config = Config.parse(config_data, where=f"config {manifest.config.digest}")
-    if len(config.diff_ids) != len(manifest.layers):
-        raise InvalidDescriptor(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} DiffIDs in its config")
-    layers = tuple(RemoteLayer(layer, cid_of_urls(layer), diff_id) for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True))
-    return RemoteManifest(descriptor, data, manifest.config, config_data, config, layers)
 
 
 def _chosen(index: Index, platforms: Sequence[Platform] | None, what: str) -> list[Descriptor]:

@@ -12,20 +12,20 @@ import trio
 
 from ipfs_store.cids import Cid, format_cid
 from ipfs_store.dag.builder import FileBuilder
-from ipfs_store.dag.chunker import fixed_leaves, member_leaves
+from ipfs_store.dag.chunker import MAX_LEAF, fixed_leaves, member_leaves
 from ipfs_store.errors import ImageNotFound, InvalidDescriptor
-from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress
-from ipfs_store.images.root import ROOT_ANNOTATION, RootBuilder
+from ipfs_store.images.model import ConvertedLayer, Image, LazyForm, NoProgress, Progress, TocObject
+from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootToc
 from ipfs_store.nodes.interface import Block, Node, Push
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest, encode_document
-from ipfs_store.oci.media_types import is_index, is_layer
+from ipfs_store.oci.media_types import is_config, is_index, is_layer
 from ipfs_store.oci.platform import default_platform, select
 
 Convert = Callable[[Descriptor, Path], AbstractAsyncContextManager[ConvertedLayer | None]]
 """Makes the lazily readable form of a layer; None where the layer is to stay as it is."""
-Boundaries = Callable[[Descriptor, Path], Awaitable[Sequence[int]]]
-"""Where the members of a layer that is not converted begin; empty where that is not known."""
+Inspect = Callable[[Descriptor, Path], Awaitable[LazyForm | None]]
+"""What the TOC of a layer says; None where the layer has none."""
 
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _BATCH = 64
@@ -38,11 +38,11 @@ class PushOptions:
     platforms: tuple[Platform, ...] | None = ()
     """Which manifests of an index; empty: this machine's; None: all."""
     convert: Convert | None = None
-    boundaries: Boundaries | None = None
+    inspect: Inspect | None = None
     fixed_chunks: int | None = None
     """Cut layers every so many bytes, as ``ipfs add`` does; None: where members end."""
-    root_annotation: bool = True
-    """Name the image root in the descriptor; without it the descriptor is, byte for byte, what other tools push."""
+    own_annotations: bool = True
+    """Name the image root in the descriptor, and each layer's TOC object in its own; without it both are, byte for byte, what other tools push."""
     name: str = ""
     """Name for the image instead of the source's."""
 
@@ -54,6 +54,9 @@ class PushedLayer:
     descriptor: Descriptor
     cid: Cid
     converted: bool
+    toc: RootToc | None = None
+    diff_id: Digest | None = None
+    """Where the conversion made another one than the config has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +98,27 @@ class _Pusher:
         self._image = image
         self._options = options
         self._progress = progress
-        self._layers: dict[Digest, tuple[PushedLayer, Digest | None]] = {}
+        self._layers: dict[Digest, PushedLayer] = {}
         self._bytes = 0
         self.name = options.name or image.name
-        self._root = RootBuilder(self.name)
+        self._indexes: list[RootBlob] = []
+        self._manifests: list[RootManifest] = []
         self._seconds = {"convert": 0.0, "push": 0.0}
 
     async def run(self) -> PushResult:
         start = trio.current_time()
         top = await self._index(self._image.root) if is_index(self._image.root.media_type) else await self._manifest(self._image.root)
-        root = self._root.build(top)
+        # Indexes are finished from the inside out; the top one comes first in the root.
+        root = ImageRoot(self.name, tuple(self._manifests), tuple(reversed(self._indexes))).encode()
         await self._push.put(root)
         names = dict.fromkeys(_NAMES, self.name) if self.name else {}
-        marked = {ROOT_ANNOTATION: format_cid(root.cid)} if self._options.root_annotation else {}
+        marked = {ROOT_ANNOTATION: format_cid(root.cid)} if self._options.own_annotations else {}
         top = replace(top, annotations={**top.annotations, **names, **marked})
         cid = await self._file(encode_document(top.to_json()))
         await self._push.flush()
         self._seconds["push"] = trio.current_time() - start - self._seconds["convert"]
         return PushResult(
-            cid, root.cid, top, tuple(layer for layer, _ in self._layers.values()), self._bytes,
+            cid, root.cid, top, tuple(self._layers.values()), self._bytes,
             self._push.new_blocks, self._push.new_bytes, self._seconds,
         )  # fmt: skip
 
@@ -124,7 +129,9 @@ class _Pusher:
             kept.append(await self._index(item) if is_index(item.media_type) else await self._manifest(item))
         if self._options.platforms is not None and len(kept) == 1:
             return kept[0]  # one platform: the index would name what was not pushed
-        return await self._document(descriptor, index.replace(manifests=kept).to_bytes())
+        pushed = await self._document(descriptor, index.replace(manifests=kept).to_bytes())
+        self._indexes.append(RootBlob.of(pushed))
+        return pushed
 
     def _chosen(self, index: Index) -> list[Descriptor]:
         if self._options.platforms is None:
@@ -147,23 +154,32 @@ class _Pusher:
         data = await self._image.fetch(descriptor)
         manifest = Manifest.parse(data, where=where, media_type=descriptor.media_type)
         config_data = await self._image.fetch(manifest.config)
-        layers: list[Descriptor] = []
-        diff_ids: list[Digest | None] = []
-        for layer in manifest.layers:
-            pushed, diff_id = await self._layer(layer)
-            layers.append(pushed.descriptor)
-            diff_ids.append(diff_id)
-        if any(diff_ids):
-            config = Config.parse(config_data, where=f"config {manifest.config.digest}")
-            if len(config.diff_ids) != len(diff_ids):
-                raise InvalidDescriptor(f"{where}: {len(diff_ids)} layers, and {len(config.diff_ids)} DiffIDs in its config")
-            config_data = config.replace(diff_ids=[new or old for new, old in zip(diff_ids, config.diff_ids, strict=True)]).to_bytes()
-        new_config = await self._document(manifest.config, config_data)
-        pushed_manifest = await self._document(descriptor, manifest.replace(config=new_config, layers=layers).to_bytes())
-        self._root.add_manifest(pushed_manifest, new_config, layers)
-        return pushed_manifest
+        layers = [await self._layer(layer) for layer in manifest.layers]
+        config, diff_ids, runs_on = await self._config(manifest, config_data, layers, where)
+        described = [layer.descriptor for layer in layers]
+        pushed = await self._document(descriptor, manifest.replace(config=config, layers=described).to_bytes())
+        root_layers = tuple(
+            RootLayer(RootBlob.of(layer.descriptor), diff_id, layer.toc) for layer, diff_id in zip(layers, diff_ids, strict=True)
+        )
+        self._manifests.append(RootManifest(RootBlob.of(pushed), RootBlob.of(config), root_layers, descriptor.platform or runs_on))
+        return pushed
 
-    async def _layer(self, layer: Descriptor) -> tuple[PushedLayer, Digest | None]:
+    async def _config(
+        self, manifest: Manifest, data: bytes, layers: Sequence[PushedLayer], where: str
+    ) -> tuple[Descriptor, list[Digest | None], Platform | None]:
+        """The config as pushed, each layer's DiffID, and what the image runs on; an artifact's config says neither."""
+        if not is_config(manifest.config.media_type):
+            return await self._document(manifest.config, data), [None] * len(layers), None
+        config = Config.parse(data, where=f"config {manifest.config.digest}")
+        if len(config.diff_ids) != len(layers):
+            raise InvalidDescriptor(f"{where}: {len(layers)} layers, and {len(config.diff_ids)} DiffIDs in its config")
+        diff_ids = [layer.diff_id or old for layer, old in zip(layers, config.diff_ids, strict=True)]
+        if any(layer.diff_id for layer in layers):
+            data = config.replace(diff_ids=diff_ids).to_bytes()
+        runs_on = config.platform if config.platform.os and config.platform.architecture else None
+        return await self._document(manifest.config, data), list(diff_ids), runs_on
+
+    async def _layer(self, layer: Descriptor) -> PushedLayer:
         known = self._layers.get(layer.digest)
         if known is None:
             async with self._image.open_blob(layer) as path:
@@ -171,7 +187,7 @@ class _Pusher:
             self._layers[layer.digest] = known
         return known
 
-    async def _put_layer(self, layer: Descriptor, path: Path) -> tuple[PushedLayer, Digest | None]:
+    async def _put_layer(self, layer: Descriptor, path: Path) -> PushedLayer:
         if self._options.convert is not None and is_layer(layer.media_type):
             start = trio.current_time()
             async with self._options.convert(layer, path) as converted:
@@ -180,13 +196,24 @@ class _Pusher:
                     descriptor = Descriptor(
                         converted.media_type, converted.digest, converted.size, (), {**layer.annotations, **converted.annotations}
                     )
-                    cid = await self._blob(descriptor, converted.path, converted.boundaries)
-                    return PushedLayer(_with_url(descriptor, cid), cid, True), converted.diff_id
-        boundaries: Sequence[int] = ()
-        if self._options.boundaries is not None and self._options.fixed_chunks is None:
-            boundaries = await self._options.boundaries(layer, path)
+                    return replace(await self._store(descriptor, converted.path, converted), diff_id=converted.diff_id)
+        return await self._store(layer, path, None)
+
+    async def _store(self, layer: Descriptor, path: Path, converted: ConvertedLayer | None) -> PushedLayer:
+        lazy: LazyForm | None = None
+        if self._options.inspect is not None and is_layer(layer.media_type):
+            lazy = await self._options.inspect(layer, path)
+        boundaries = converted.boundaries if converted is not None else lazy.boundaries if lazy is not None else ()
         cid = await self._blob(layer, path, boundaries)
-        return PushedLayer(_with_url(layer, cid), cid, False), None
+        toc = await self._toc(lazy.toc) if lazy is not None and lazy.toc is not None else None
+        if toc is not None and self._options.own_annotations:
+            layer = replace(layer, annotations={**layer.annotations, TOC_ANNOTATION: format_cid(toc.cid)})
+        return PushedLayer(_with_url(layer, cid), cid, converted is not None, toc)
+
+    async def _toc(self, toc: TocObject) -> RootToc:
+        # As few leaves as may be, for whoever mounts the layer waits for all of it: one up to some 15,000 entries.
+        cid = await self._put_file(fixed_leaves(memoryview(toc.data), MAX_LEAF))
+        return RootToc(toc.digest, len(toc.data), toc.raw_size, cid)
 
     async def _blob(self, descriptor: Descriptor, path: Path, boundaries: Sequence[int]) -> Cid:
         item = str(descriptor.digest)

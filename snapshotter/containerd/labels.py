@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from ipfs_store.oci import Descriptor, Digest
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
-TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 _CRI = "containerd.io/snapshot/cri."
 _REMOTE = "containerd.io/snapshot/remote/"
+_INHERITED = "containerd.io/snapshot/"
+"""Annotations that containerd's own unpacker hands on to a snapshotter, and so do we: the TOC's digest and its object among them."""
 _GC_CONTENT = "containerd.io/gc.ref.content"
 _MAX = 4096  # bytes of a key and its value together, containerd's limit
 
@@ -32,8 +33,7 @@ def layer_labels(image: str, manifest: Descriptor, layers: Sequence[Descriptor],
         f"{_REMOTE}stargz.layers": _joined(f"{_REMOTE}stargz.layers", above),
         f"{_REMOTE}urls": _joined(f"{_REMOTE}urls", layer.urls),
     }
-    if TOC_DIGEST in layer.annotations:
-        labels[TOC_DIGEST] = layer.annotations[TOC_DIGEST]
+    labels.update({key: value for key, value in layer.annotations.items() if key.startswith(_INHERITED)})
     for key, value in layer.annotations.items():
         if key.startswith(("io.containers.", "io.github.containers.zstd-chunked.")):
             labels[f"{_REMOTE}{key}"] = value

@@ -157,7 +157,7 @@ class _Pull:
     async def _layer(self, manifest: RemoteManifest, number: int, chain: Sequence[Digest], blobs: _Blobs) -> None:
         layer, chain_id = manifest.layers[number], chain[number]
         parent = str(chain[number - 1]) if number else ""
-        told = labels.layer_labels(self._name, manifest.descriptor, [item.descriptor for item in manifest.layers], number, chain_id)
+        told = labels.layer_labels(self._name, manifest.descriptor, [item.located for item in manifest.layers], number, chain_id)
         for _ in range(_ATTEMPTS):
             if await _in_thread(lambda: self._present(chain_id)):
                 return self._note(layer, chain_id, "present")

@@ -56,7 +56,7 @@ class VectorImage:
 
 async def test_documents_are_what_other_tools_push() -> None:
     node = MemoryNode()
-    result = await push_image(node, VectorImage(), PushOptions(root_annotation=False))
+    result = await push_image(node, VectorImage(), PushOptions(own_annotations=False))
     theirs = json.loads((VECTORS / "ipfs-push/descriptor.json").read_bytes())
     ours = json.loads(node.store[result.cid])
     assert list(ours) == list(theirs)
