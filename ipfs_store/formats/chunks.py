@@ -21,6 +21,9 @@ from ipfs_store.formats.toc import Chunk
 
 _GZIP = 16 + zlib.MAX_WBITS  # isal and zlib: expect a gzip header
 _PIECE = 1 << 20
+_FIRST_PIECE = 16 << 10
+_MAX_MEMBERS = 1000
+"""Of one stream. Ours and the reference's have one or two; a stream of nothing but empty ones (20 bytes each) would take minutes."""
 _ISAL_ERROR = cast("type[Exception]", igzip_lib.IsalError)  # its stub calls it an instance
 
 
@@ -95,16 +98,28 @@ def inflate(data: bytes, limit: int) -> tuple[bytes, bool]:
 
 def _decode_gzip(data: bytes, limit: int) -> bytes:
     pieces: list[bytes] = []
-    total, rest = 0, data
+    total = at = members = 0
     # A member may end where a writer began the next one for reasons of its own; what is no member (padding) ends the stream.
-    while total < limit and rest[:2] == GZIP_MAGIC:
+    while total < limit and data[at : at + 2] == GZIP_MAGIC:
+        members += 1
+        if members > _MAX_MEMBERS:
+            raise InvalidLayer(
+                f"a compressed stream of {len(data)} bytes has over {_MAX_MEMBERS} gzip members, {total} bytes in all of them"
+            )
         decoder = isal_zlib.decompressobj(_GZIP)
+        # A usual stream is one member, given whole. Of later ones a piece at a time: what is left over after a member is copied.
+        step = len(data) if members == 1 else _FIRST_PIECE
         try:
-            while rest and not decoder.eof and total < limit:
-                pieces.append(decoder.decompress(rest, limit - total))
-                total += len(pieces[-1])
-                rest = decoder.unconsumed_tail
-            rest = decoder.unused_data if decoder.eof else b""
+            while at < len(data) and not decoder.eof and total < limit:
+                piece = data[at : at + step] if at or step < len(data) else data
+                at += len(piece)
+                while piece and not decoder.eof and total < limit:
+                    pieces.append(decoder.decompress(piece, limit - total))
+                    total += len(pieces[-1])
+                    piece = decoder.unconsumed_tail
+                step *= 2
+            if decoder.eof:
+                at -= len(decoder.unused_data)
         except (_ISAL_ERROR, EOFError, ValueError) as error:
             raise InvalidLayer(f"a gzip stream is damaged after {total} uncompressed bytes: {error}") from error
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ipfs_store.errors import InvalidLayer
+from ipfs_store.formats.limits import MAX_ENTRIES, MAX_SURROGATES_TOC
 from ipfs_store.formats.names import TOC_VERSION
 
 
@@ -51,11 +52,24 @@ class Document(msgspec.Struct, frozen=True):
     entries: Sequence[Item]
 
 
-_decoder = msgspec.json.Decoder(Document)
+class _ReadItem(Item, frozen=True, gc=False):
+    # Left undecoded: a TOC of 256 MiB has room for 25 million attributes, 4 GB of them. `xattrs.Xattrs` decodes within limits.
+    xattrs: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
+
+
+class _ReadDocument(Document, frozen=True):
+    entries: list[_ReadItem]
+
+
+_decoder = msgspec.json.Decoder(_ReadDocument)
 
 
 def decode_document(data: bytes) -> Document:
-    """Raises InvalidLayer for what is no TOC of a version that we know."""
+    """Raises InvalidLayer for what is no TOC of a version that we know, or has more than MAX_ENTRIES entries."""
+    # Before anything is made of it: `{},` is an entry of three bytes and 200 in memory. Entries and their attributes are the only objects.
+    if data.count(b"{") > 2 * MAX_ENTRIES + 1:
+        raise InvalidLayer(f"the TOC of {len(data)} bytes has over {MAX_ENTRIES} entries, which is the limit")
+    document: Document
     try:
         document = _decoder.decode(data)
     except msgspec.DecodeError as error:
@@ -64,6 +78,8 @@ def decode_document(data: bytes) -> Document:
         raise InvalidLayer(f"the TOC is no JSON that we can read: {error}") from error
     if document.version != TOC_VERSION:
         raise InvalidLayer(f"the TOC is of version {document.version}; only version {TOC_VERSION} is known")
+    if len(document.entries) > MAX_ENTRIES:
+        raise InvalidLayer(f"the TOC has {len(document.entries)} entries, over the limit of {MAX_ENTRIES}")
     return document
 
 
@@ -80,6 +96,8 @@ def _with_surrogates(data: bytes, first: msgspec.DecodeError) -> Document:
     # msgspec refuses lone surrogates, and json, which does not, is eight times slower: only for documents that have some.
     if b"\\ud" not in data and b"\\uD" not in data:
         raise InvalidLayer(f"the TOC is no table of contents: {first}") from first
+    if len(data) > MAX_SURROGATES_TOC:
+        raise InvalidLayer(f"the TOC has {len(data)} bytes and names that are no UTF-8: at most {MAX_SURROGATES_TOC} are read") from first
     try:
         return msgspec.convert(json.loads(data), Document)
     except (ValueError, RecursionError) as error:

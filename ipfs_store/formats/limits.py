@@ -11,6 +11,16 @@ MAX_TOC = 256 << 20
 MAX_ENTRIES = 1_000_000
 """Items of a TOC, chunks and directories that it leaves out included: some 600 bytes each in memory. The largest layers seen have 400,000."""
 
+MAX_XATTRS_OF_FILE = 1 << 20
+"""Bytes of one entry's extended attributes in the JSON: Linux lists 64 KiB of names, and takes values of 64 KiB."""
+
+MAX_XATTRS = 32 << 20
+"""The same of all entries together, equal ones counted once: a name without a value takes ten times its JSON in memory."""
+
+MAX_SURROGATES_TOC = 64 << 20
+"""Bytes of a TOC with names that are no UTF-8, which only this project writes: such a one is decoded by a slower parser, which first makes
+objects of everything (up to 20 bytes for each of the JSON's)."""
+
 MAX_CHUNK = 256 << 20
 """Bytes of one uncompressed chunk, which is decompressed and verified as a whole. Writers use 64 KiB to 10 MiB; containers/storage cuts by
 content, so that a file of one repeated byte is a single chunk however long it is."""
