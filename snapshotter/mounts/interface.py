@@ -23,19 +23,24 @@ class LayerSource:
     """``sha256:...`` of the blob, empty if the client did not say."""
     toc_digest: str = ""
     """``sha256:...`` of the TOC; empty if the client did not say (the CID then vouches for it)."""
+    namespace: str = ""
+    """containerd's namespace that asked for it: contents may be shared within one only."""
 
 
 class LayerMounter(Protocol):
     """Mounts layers read-only, each as a directory. Called from gRPC threads, so it is synchronous and thread-safe."""
 
-    def mount(self, layer: int, source: LayerSource) -> Path:
-        """The directory of the layer's root, mounted and with its TOC verified; at once if it is there already. Raises MountFailed."""
+    def mount(self, layer: int, source: LayerSource, instance: int = 0) -> Path:
+        """The directory of the layer's root, mounted and with its TOC verified; at once if it is there already. Raises MountFailed.
+
+        Layers that are the same may share a directory; another ``instance`` is one of its own, since no overlay can have a directory twice.
+        """
         ...
 
     def unmount(self, layer: int) -> None:
         """Let go of the layer; nothing happens if it is not mounted."""
         ...
 
-    def check(self, layer: int) -> bool:
-        """Whether the layer is mounted and answers."""
+    def expire(self) -> None:
+        """Whoever serves layers was replaced: each is to be asked for anew by `mount`."""
         ...

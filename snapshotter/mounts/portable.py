@@ -17,8 +17,8 @@ class FuseMounter:
         self._dataplane = dataplane
         self._timeout = timeout
 
-    def mount(self, layer: int, source: LayerSource) -> Path:
-        """See `LayerMounter.mount`."""
+    def mount(self, layer: int, source: LayerSource, instance: int = 0) -> Path:
+        """See `LayerMounter.mount`: each layer has a directory of its own here."""
         try:
             return self._dataplane.mount(layer, source, timeout=self._timeout)
         except IpfsStoreError as error:
@@ -28,6 +28,5 @@ class FuseMounter:
         """See `LayerMounter.unmount`."""
         self._dataplane.unmount(layer)
 
-    def check(self, layer: int) -> bool:
-        """See `LayerMounter.check`."""
-        return self._dataplane.check(layer)
+    def expire(self) -> None:
+        """See `LayerMounter.expire`: nothing is remembered here."""

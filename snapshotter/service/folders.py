@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from snapshotter.mounts import kernel
+from snapshotter.mounts.idmap import IdMap
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,7 +29,7 @@ class Mount:
 
 
 class Folders:
-    """``ROOT/snapshots/ID/{fs,work}``."""
+    """``ROOT/snapshots/ID/{fs,work,root,data,ids}``."""
 
     def __init__(self, root: Path) -> None:
         self._snapshots = root / "snapshots"
@@ -42,18 +45,47 @@ class Folders:
         """What overlayfs needs beside them."""
         return self._snapshots / str(number) / "work"
 
-    def make(self, number: int, *, active: bool, like: Path | None) -> None:
-        """Make the folders; ``like`` is the parent's root, whose owner and mode the new root has. Raises OSError."""
+    def root(self, number: int) -> Path:
+        """Where its overlay is mounted, if that is our task (`snapshotter.service.roots`)."""
+        return self._snapshots / str(number) / "root"
+
+    def data_note(self, number: int) -> Path:
+        """A file that says which data layers that overlay has."""
+        return self._snapshots / str(number) / "data"
+
+    def idmap(self, number: int) -> IdMap | None:
+        """How the owners of its files are shifted; None: not at all."""
+        try:
+            return IdMap.parse((self._snapshots / str(number) / "ids").read_text())
+        except FileNotFoundError:
+            return None
+
+    def number_of(self, path: str) -> int | None:
+        """The snapshot that a mount's source belongs to."""
+        parts = Path(path).relative_to(self._snapshots).parts if path.startswith(f"{self._snapshots}/") else ()
+        return int(parts[0]) if parts and parts[0].isdecimal() else None
+
+    def make(self, number: int, *, active: bool, like: Path | None, idmap: IdMap | None = None, shifted: IdMap | None = None) -> None:
+        """Make the folders; ``like`` is the parent's root, whose owner (stored as ``shifted`` says) and mode the new root has.
+
+        With ``idmap`` the owners of its files are shifted. Raises OSError, InvalidInput.
+        """
         folder = self._snapshots / str(number)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)  # left by a daemon that was killed before it could say that the snapshot exists
         (folder / "fs").mkdir(parents=True, mode=0o755)
         if active:
             (folder / "work").mkdir(mode=0o711)
+        if idmap is not None:
+            (folder / "ids").write_text(f"{idmap}\n")
+        owner = (0, 0)
         if like is not None:
             above = like.stat()
-            os.chown(folder / "fs", above.st_uid, above.st_gid)
+            owner = above.st_uid, above.st_gid
+            if shifted is not None:
+                owner = shifted.inside(*owner)
             os.chmod(folder / "fs", stat.S_IMODE(above.st_mode))  # noqa: PTH101
+        os.chown(folder / "fs", *(idmap.outside(*owner) if idmap is not None else owner))
 
     def discard(self, number: int) -> None:
         """Take the folders out of sight at once and delete them; what cannot be deleted now goes with the next `empty_trash`."""
@@ -69,10 +101,14 @@ class Folders:
         names = {str(number) for number in known}
         for folder in self._snapshots.iterdir():
             if folder.name not in names:
+                kernel.unmount(folder / "root", lazy=True)
                 with contextlib.suppress(FileNotFoundError):
                     folder.rename(self._trash / f"{folder.name}-{uuid.uuid4().hex}")
         for folder in self._trash.iterdir():
             self._delete(folder)
+
+    def _is_ours(self, folder: Path) -> bool:
+        return folder.name == "fs" and folder.parent.parent == self._snapshots
 
     def _delete(self, folder: Path) -> None:
         try:
@@ -109,6 +145,9 @@ class Folders:
         if not active and len(lowers) == 1:
             return [Mount("bind", str(lowers[0]), ["ro", "rbind"])]
         options = list(_supported())
+        if any(self.data_note(int(folder.parent.name)).exists() for folder in (self.upper(number), *lowers) if self._is_ours(folder)):
+            # Files of it may have metadata only, and folders may be renamed: it was once mounted by `snapshotter.service.roots`.
+            options += ["metacopy=on", "redirect_dir=on"]
         if active:
             options += [f"workdir={self.work(number)}", f"upperdir={self.upper(number)}"]
         options.append("lowerdir=" + ":".join(map(str, lowers)))

@@ -11,10 +11,18 @@ from snapshotter.mounts.interface import LayerSource
 TARGET = "containerd.io/snapshot.ref"
 """The name that the snapshot is to have when it is committed."""
 REMOTE = "containerd.io/snapshot/remote"
+NAMESPACE = "io.ipfs-store/namespace"
+"""Kept with a remote snapshot: whose content it is, where namespaces share none."""
 REMOTE_VALUE = "remote snapshot"
 _URLS = "containerd.io/snapshot/remote/urls"
 _DIGESTS = ("containerd.io/snapshot/remote/stargz.digest", "containerd.io/snapshot/cri.layer-digest")
 _TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+
+
+def namespace_of(name: str) -> str:
+    """containerd's namespace in a snapshot's name as it hands it to us, ``NAMESPACE/NUMBER/KEY``; empty where a name is of another form."""
+    parts = name.split("/", 2)
+    return parts[0] if len(parts) == 3 and parts[1].isdecimal() else ""
 
 
 def layer_source(labels: Mapping[str, str]) -> LayerSource | str:
@@ -24,7 +32,7 @@ def layer_source(labels: Mapping[str, str]) -> LayerSource | str:
     for url in labels.get(_URLS, "").split(","):
         if url.startswith("ipfs://"):
             try:
-                return LayerSource(format_cid(parse_cid(url)), digest, labels.get(_TOC_DIGEST, ""))
+                return LayerSource(format_cid(parse_cid(url)), digest, labels.get(_TOC_DIGEST, ""), labels.get(NAMESPACE, ""))
             except InvalidCid as error:
                 wrong = error.message
     return wrong or f"no ipfs:// URL is known for layer {digest or 'of unknown digest'}"

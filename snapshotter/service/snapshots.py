@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
+from snapshotter.mounts.idmap import IdMap
 from snapshotter.mounts.interface import LayerMounter, LayerSource, MountFailed
 from snapshotter.service.folders import Folders, Mount
-from snapshotter.service.labels import REMOTE, REMOTE_VALUE, TARGET, layer_source
+from snapshotter.service.labels import NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, layer_source, namespace_of
+from snapshotter.service.roots import Layer, Roots
 from snapshotter.state import AlreadyExists, Filter, Kind, Missing, Remote, Snapshot, SnapshotState
 
 _log = logging.getLogger(__name__)
@@ -33,10 +35,12 @@ class Usage:
 class Snapshotter:
     """All operations; thread-safe. Raises StateError, Unavailable (a remote layer that cannot be mounted now), StorageFailed."""
 
-    def __init__(self, root: Path, mounter: LayerMounter) -> None:
+    def __init__(self, root: Path, mounter: LayerMounter, *, data: Sequence[Path] = ()) -> None:
+        """``data``: the data-only layers, where ``mounter`` mounts images of metadata; roots are then mounted by us (`Roots`)."""
         self._state = SnapshotState(root / "state.db")
         self._folders = Folders(root)
         self._mounter = mounter
+        self._roots = Roots(self._folders, data, root / "scratch") if data else None
         self._targets: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._targets_lock = threading.Lock()
         self._folders.empty_trash([snapshot.id for snapshot in self._state.select()])
@@ -47,6 +51,7 @@ class Snapshotter:
 
     def restore(self) -> None:
         """Mount every remote layer that is not. One that cannot be is logged, and tried again when somebody needs it."""
+        self._mounter.expire()
         remote = [snapshot for snapshot in self._state.select() if snapshot.remote is not None]
         with ThreadPoolExecutor(_RESTORERS, thread_name_prefix="restore") as pool:
             for snapshot, failure in zip(remote, pool.map(self._try_mount, remote), strict=True):
@@ -57,7 +62,7 @@ class Snapshotter:
         """A new active snapshot. With a target in the labels, that is mounted instead where it can be, and AlreadyExists raised."""
         target = labels.get(TARGET, "")
         if target:
-            self._mount_target(target, parent, labels)
+            self._mount_target(target, parent, {**labels, NAMESPACE: namespace_of(key)})
         return self._create(key, parent, Kind.ACTIVE, labels)
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
@@ -76,11 +81,15 @@ class Snapshotter:
         snapshot = self._state.get(key)
         size, inodes = self._folders.usage(snapshot.id) if snapshot.kind is Kind.ACTIVE else (0, 0)
         self._state.commit(key, name, labels, size, inodes)
+        if self._roots is not None:
+            self._roots.release(snapshot.id)
 
     def remove(self, key: str) -> None:
         """Delete a snapshot without children."""
         snapshot = self._state.remove(key)
         if snapshot.remote is None:
+            if self._roots is not None:
+                self._roots.release(snapshot.id)
             self._folders.discard(snapshot.id)
             return
         try:
@@ -142,29 +151,59 @@ class Snapshotter:
 
     def _create(self, key: str, parent: str, kind: Kind, labels: Mapping[str, str]) -> list[Mount]:
         below = self._state.chain(parent) if parent else []
-        like = self._root(below[0]) if below else None
+        like, shifted = (self._root(below[0]), self._shift(below[0])) if below else (None, None)
+        idmap = IdMap.from_labels(labels)
         snapshot = self._state.create(key, parent, kind, labels)
         try:
-            self._folders.make(snapshot.id, active=kind is Kind.ACTIVE, like=like)
+            self._folders.make(snapshot.id, active=kind is Kind.ACTIVE, like=like, idmap=idmap, shifted=shifted)
             return self._mounts([snapshot, *below])
         except BaseException as error:
             self._state.remove(key)
+            if self._roots is not None:
+                self._roots.release(snapshot.id)
             self._folders.discard(snapshot.id)
             if isinstance(error, OSError):
                 raise StorageFailed(f"the folder of snapshot {key!r} cannot be made: {error}") from error
             raise
 
     def _mounts(self, chain: Sequence[Snapshot]) -> list[Mount]:
-        return self._folders.mounts(chain[0].id, [self._root(below) for below in chain[1:]], active=chain[0].kind is Kind.ACTIVE)
+        number, active = chain[0].id, chain[0].kind is Kind.ACTIVE
+        if self._roots is not None and (mounts := self._roots.alive(number, active=active)):
+            return mounts
+        lowers = self._lowers(chain[1:])
+        idmap = IdMap.from_labels(chain[0].labels)
+        if self._roots is not None and (any(below.remote for below in chain[1:]) or any(layer.idmap != idmap for layer in lowers)):
+            return self._roots.mounts(number, lowers, active=active, idmap=idmap)
+        return self._folders.mounts(number, [layer.path for layer in lowers], active=active)
 
-    def _root(self, snapshot: Snapshot) -> Path:
+    def _lowers(self, chain: Sequence[Snapshot]) -> list[Layer]:
+        layers: list[Layer] = []
+        seen: Counter[Path] = Counter()
+        written = False
+        for snapshot in chain:
+            path = self._root(snapshot)
+            seen[path] += 1
+            if seen[path] > 1:
+                # An image may have a layer twice, an empty one for instance. All of it is seen above already, so the lower one can be left out,
+                # unless a layer between them was written here: what was renamed in that is looked up below it.
+                if not written:
+                    continue
+                path = self._root(snapshot, seen[path] - 1)
+            layers.append(Layer(path, self._shift(snapshot)))
+            written = written or snapshot.remote is None
+        return layers
+
+    def _root(self, snapshot: Snapshot, instance: int = 0) -> Path:
         """Where the contents of a committed snapshot are; mounts a remote layer again if need be."""
         if snapshot.remote is None:
             return self._folders.upper(snapshot.id)
         try:
-            return self._mounter.mount(snapshot.id, _source(snapshot.remote))
+            return self._mounter.mount(snapshot.id, _source(snapshot), instance)
         except MountFailed as error:
             raise Unavailable(f"layer {snapshot.name!r} is not mounted: {error.message}", hint=error.hint) from error
+
+    def _shift(self, snapshot: Snapshot) -> IdMap | None:
+        return None if snapshot.remote is not None else self._folders.idmap(snapshot.id)
 
     def _try_mount(self, snapshot: Snapshot) -> str | None:
         try:
@@ -182,5 +221,7 @@ class Snapshotter:
             yield
 
 
-def _source(remote: Remote) -> LayerSource:
-    return LayerSource(remote.cid, remote.digest, remote.toc_digest)
+def _source(snapshot: Snapshot) -> LayerSource:
+    remote = snapshot.remote
+    assert remote is not None
+    return LayerSource(remote.cid, remote.digest, remote.toc_digest, snapshot.labels.get(NAMESPACE, ""))

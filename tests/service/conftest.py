@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from tests.requirements import require_root
-from tests.service.served import Client, FolderMounter, served
+from tests.service.served import Client, FolderMounter, reboot, served
 
 
-@pytest.fixture
-def mounter(tmp_path: Path) -> FolderMounter:
+@pytest.fixture(params=["portable", "native"])
+def mounter(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FolderMounter]:
+    require_root()
     (tmp_path / "layers").mkdir()
-    return FolderMounter(tmp_path / "layers")
+    yield FolderMounter(tmp_path / "layers", native=request.param == "native")
+    reboot(tmp_path)
 
 
 @pytest.fixture

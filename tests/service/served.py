@@ -15,23 +15,35 @@ from snapshotter.containerd.protos import snapshots_pb2 as pb
 from snapshotter.containerd.protos import snapshots_pb2_grpc
 from snapshotter.containerd.protos.mount_pb2 import Mount
 from snapshotter.mounts.interface import LayerSource, MountFailed
+from snapshotter.mounts.native import NativeMounter, unmount_below
 from snapshotter.service.grpc import start_server
 from snapshotter.service.snapshots import Snapshotter
+from tests.mounts.made import image_of
 
 ACTIVE, VIEW, COMMITTED = pb.Kind.ACTIVE, pb.Kind.VIEW, pb.Kind.COMMITTED
 
 
 @dataclass
 class FolderMounter:
-    """A LayerMounter whose layers are the folders below ``root`` that have their CID for a name."""
+    """Layers that are the folders below ``root`` that have their CID for a name; with ``native`` they become images of metadata."""
 
     root: Path
+    native: bool = False
     mounted: dict[int, LayerSource] = field(default_factory=dict)
     calls: int = 0
     failure: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def mount(self, layer: int, source: LayerSource) -> Path:
+    def __post_init__(self) -> None:
+        for folder in self.data:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def data(self) -> list[Path]:
+        """The data-only layers: files go to the second, as those that are not cached do."""
+        return [self.root.parent / "cache", self.root.parent / "fuse"]
+
+    def mount(self, layer: int, source: LayerSource, instance: int = 0) -> Path:
         with self._lock:
             if layer not in self.mounted:
                 self.calls += 1
@@ -45,8 +57,18 @@ class FolderMounter:
     def unmount(self, layer: int) -> None:
         self.mounted.pop(layer, None)
 
-    def check(self, layer: int) -> bool:
-        return layer in self.mounted
+    def expire(self) -> None:
+        pass
+
+    def image(self, layer: int, source: LayerSource) -> Path:
+        tree = self.mount(layer, source)
+        image = self.root / f"{source.cid}.erofs"
+        with self._lock:
+            if not image.exists():
+                image.write_bytes(image_of(tree, self.data[1]))
+        return image
+
+    forget = unmount
 
 
 class Client:
@@ -99,7 +121,8 @@ class Client:
 
 @contextlib.contextmanager
 def served(root: Path, mounter: FolderMounter) -> Iterator[Client]:
-    snapshotter = Snapshotter(root, mounter)
+    native = NativeMounter(mounter, root / "images", "file") if mounter.native else None
+    snapshotter = Snapshotter(root, native or mounter, data=mounter.data if native else ())
     server = start_server(snapshotter, root / "s.sock")
     client = Client(root / "s.sock")
     try:
@@ -108,6 +131,11 @@ def served(root: Path, mounter: FolderMounter) -> Iterator[Client]:
         client.close()
         server.stop(None).wait()
         snapshotter.close()
+
+
+def reboot(root: Path) -> None:
+    """Everything that was mounted below ``root`` is gone."""
+    unmount_below([root])
 
 
 @contextlib.contextmanager

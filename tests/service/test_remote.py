@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.service.served import COMMITTED, EXISTS, NOT_FOUND, UNAVAILABLE, Client, FolderMounter, code, mounted, served
+from tests.service.served import COMMITTED, EXISTS, NOT_FOUND, UNAVAILABLE, Client, FolderMounter, code, mounted, reboot, served
 
 pytestmark = pytest.mark.root
 CIDS = ["bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy", "bafkreifzjut3te7nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"]
@@ -112,6 +112,7 @@ def test_after_a_restart_everything_works_again(tmp_path: Path, mounter: FolderM
         client.prepare("container", "one")
         before = client.mounts("container")
     mounter.mounted.clear()
+    reboot(tmp_path)
     with served(tmp_path / "root", mounter) as client:
         assert client.mounts("container") == before
         assert len(mounter.mounted) == 1, "what the data plane lost is mounted when it is needed"
@@ -125,6 +126,7 @@ def test_what_cannot_be_restored_stops_nobody_and_can_be_removed(tmp_path: Path,
         client.prepare("container", "one")
         client.prepare("other")
     mounter.mounted.clear()
+    reboot(tmp_path)
     mounter.failure = "the node is away"
     with served(tmp_path / "root", mounter) as client:
         with code(UNAVAILABLE):

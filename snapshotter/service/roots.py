@@ -1,0 +1,115 @@
+"""Roots of containers over metadata images: overlays that we mount at ``ROOT/snapshots/ID/root``, so that containerd only binds them.
+
+containerd cannot be given their options: from 2.3 on it opens each lower directory that it finds in them, and all of them have to fit on a
+page. A root stays mounted when the daemon ends, and is found again by the next; after a reboot, or when the FUSE mount below it is another
+one by now, it is mounted anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipfs_store.errors import StorageFailed, Unavailable
+from snapshotter.mounts import kernel
+from snapshotter.mounts.idmap import IdMap, user_namespace
+from snapshotter.mounts.stack import Lower, Stack, mount_stack
+from snapshotter.mounts.table import is_mount_point
+from snapshotter.service.folders import Folders, Mount
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What one committed snapshot gives to a root."""
+
+    path: Path
+    idmap: IdMap | None = None
+    """How the owners of its files are shifted already."""
+
+
+class Roots:
+    """Mounts roots and takes them away. Thread-safe."""
+
+    def __init__(self, folders: Folders, data: Sequence[Path], scratch: Path) -> None:
+        """``data``: the data-only layers; ``scratch``: a folder for mounts that exist for a moment."""
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folders = folders
+        self._data = tuple(data)
+        self._scratch = scratch
+        self._locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._locks_lock = threading.Lock()
+
+    def alive(self, number: int, *, active: bool) -> list[Mount] | None:
+        """What containerd is told of a root that is mounted on the data layers of now; None: it has to be mounted."""
+        root = self._folders.root(number)
+        if not is_mount_point(root):
+            return None
+        # One on another FUSE mount than today's is dead, or will be when its server ends.
+        return _bind(root, active=active) if _read(self._folders.data_note(number)) == self._identity() else None
+
+    def mounts(self, number: int, lowers: Sequence[Layer], *, active: bool, idmap: IdMap | None) -> list[Mount]:
+        """What containerd is told: a bind of the root, which is mounted when this returns. Raises Unavailable, StorageFailed."""
+        root = self._folders.root(number)
+        with self._locked(number):
+            if mounts := self.alive(number, active=active):
+                return mounts
+            try:
+                if kernel.unmount(root, lazy=True):
+                    _log.warning("%s is mounted again, since the data plane's mount is another one by now", root)
+                root.mkdir(mode=0o700, exist_ok=True)
+                self._folders.data_note(number).write_text(self._identity())
+                self._mount(number, lowers, root, active=active, idmap=idmap)
+            except OSError as error:
+                raise StorageFailed(f"the root of snapshot {number} cannot be mounted: {error}") from error
+        return _bind(root, active=active)
+
+    def release(self, number: int) -> None:
+        """Take the root away; whoever uses it keeps it. Nothing happens if it is not mounted."""
+        with self._locked(number):
+            try:
+                while kernel.unmount(self._folders.root(number), lazy=True):
+                    pass
+            except OSError as error:
+                _log.warning("%s", error)
+        with self._locks_lock:
+            self._locks.pop(number, None)
+
+    def _mount(self, number: int, lowers: Sequence[Layer], root: Path, *, active: bool, idmap: IdMap | None) -> None:
+        with contextlib.ExitStack() as stack:
+            shifts = {layer.idmap: IdMap.between(layer.idmap, idmap) for layer in lowers}
+            namespaces = {have: stack.enter_context(user_namespace(shift)) for have, shift in shifts.items() if shift is not None}
+            given = [Lower(layer.path, namespaces.get(layer.idmap)) for layer in lowers]
+            above = (self._folders.upper(number), self._folders.work(number)) if active else (None, None)
+            mount_stack(Stack(given, self._data, *above), root, scratch=self._scratch)
+
+    def _identity(self) -> str:
+        """Names the file systems of the data layers: another FUSE mount has another device number."""
+        try:
+            return " ".join(str(path.stat().st_dev) for path in self._data)
+        except OSError as error:
+            raise Unavailable(f"the data plane's mount does not answer: {error}", hint="`ipfs-snapshotter status` says more") from error
+
+    @contextlib.contextmanager
+    def _locked(self, number: int) -> Iterator[None]:
+        with self._locks_lock:
+            lock = self._locks[number]
+        with lock:
+            yield
+
+
+def _bind(root: Path, *, active: bool) -> list[Mount]:
+    return [Mount("bind", str(root), ["rbind", "rw" if active else "ro"])]
+
+
+def _read(note: Path) -> str:
+    try:
+        return note.read_text()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,142 @@
+"""The kernel's calls, and what the probe makes of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ipfs_store.errors import InvalidInput
+from snapshotter.mounts import kernel
+from snapshotter.mounts import stack as stacks
+from snapshotter.mounts.idmap import GID_LABEL, UID_LABEL, IdMap, Range
+from snapshotter.mounts.native import unmount_below
+from snapshotter.mounts.probe import probe
+from snapshotter.mounts.stack import Backing, Lower, Stack, mount_image, mount_stack
+from snapshotter.mounts.table import is_mount_point, mount_table, parse_table
+from tests.mounts.made import image_of
+from tests.requirements import require_root
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Iterator[Path]:
+    require_root()
+    for name in ("tree", "data", "meta", "upper", "work", "root", "scratch"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tree/file").write_text("content")
+    yield tmp_path
+    unmount_below([tmp_path])
+
+
+def loops() -> set[str]:
+    return {path.name for path in Path("/sys/block").glob("loop*") if (path / "loop").exists()}
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("backing", ["file", "loop"])
+def test_an_image_is_mounted_by_file_and_by_loop_device_and_leaves_none(top: Path, backing: Backing) -> None:
+    before = loops()
+    (top / "image").write_bytes(image_of(top / "tree", top / "data"))
+    mount_image(top / "image", top / "meta", backing)
+    assert len(loops() - before) == (backing == "loop")
+    mount_stack(Stack([Lower(top / "meta")], [top / "data"], top / "upper", top / "work"), top / "root", scratch=top / "scratch")
+    assert (top / "root/file").read_text() == "content"
+    kernel.unmount(top / "meta", lazy=True)
+    assert (top / "root/file").read_text() == "content", "the overlay has a hold of its own"
+    kernel.unmount(top / "root")
+    assert loops() == before
+    assert not kernel.unmount(top / "root")
+
+
+@pytest.mark.root
+def test_kernels_without_the_newer_parameters_take_120_layers_as_well(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowers = []
+    for number in range(120):
+        folder = top / f"a-layer-with-a-name-that-makes-the-list-of-layers-longer-than-a-page-{number}"
+        folder.mkdir()
+        (folder / str(number)).write_text("x")
+        lowers.append(Lower(folder))
+    asked = []
+
+    def refused(kind: str, parameters: object, *, attributes: int = 0) -> None:
+        asked.append(kind)
+        raise kernel.KernelRefused(22, "lowerdir+=...: Invalid argument")
+
+    monkeypatch.setattr(stacks.kernel, "new_mount", refused)
+    mount_stack(Stack(lowers, [top / "data"], top / "upper", top / "work"), top / "root", scratch=top / "scratch")
+    assert asked == ["overlay"]
+    assert len(list((top / "root").iterdir())) == 120
+
+
+@pytest.mark.root
+def test_a_failed_mount_says_what_the_kernel_says(top: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        mount_stack(Stack([Lower(top / "nothing")]), top / "root", scratch=top / "scratch")
+    assert str(top / "nothing") in str(caught.value)
+    (top / "image").write_bytes(b"no image" * 1000)
+    with pytest.raises(OSError, match="erofs: Invalid argument"):
+        mount_image(top / "image", top / "meta", "file")
+    assert not is_mount_point(top / "meta")
+
+
+@pytest.mark.root
+def test_the_probe_says_what_works_and_leaves_nothing(top: Path) -> None:
+    found = probe(top)
+    assert found.native and "EROFS" in found.why
+    assert [mounted.point for mounted in mount_table() if top in mounted.point.parents] == []
+    assert not list(top.glob("probe-*"))
+
+
+@pytest.mark.root
+def test_the_probe_says_why_it_does_not_work(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A kernel whose overlayfs leaves metacopy off.
+    monkeypatch.setattr(stacks, "_OPTIONS", (("index", "off"),))
+    found = probe(top)
+    assert not found.native
+    assert found.why
+    assert [mounted.point for mounted in mount_table() if top in mounted.point.parents] == []
+
+
+def test_the_table_of_mounts_has_paths_as_they_are() -> None:
+    line = r"48 27 0:41 / /a\040b/root rw,relatime shared:1 - overlay over\040lay rw,lowerdir+=/x"
+    (mounted,) = parse_table(line)
+    assert (mounted.device, mounted.point, mounted.kind, mounted.source) == ("0:41", Path("/a b/root"), "overlay", "over lay")
+
+
+def test_mappings_of_ids_are_read_applied_and_composed() -> None:
+    labels = {UID_LABEL: "0:100000:1000,1000:5000:10", GID_LABEL: "0:200000:65536"}
+    found = IdMap.from_labels(labels)
+    assert found is not None
+    assert found.outside(0, 7) == (100000, 200007)
+    assert found.outside(1005, 0) == (5005, 200000)
+    assert found.inside(5005, 200000) == (1005, 0)
+    assert IdMap.parse(str(found)) == found
+    for wrong in (
+        lambda: found.outside(1010, 0),
+        lambda: found.inside(0, 200000),
+        lambda: Range.parse("0:1"),
+        lambda: Range.parse("0:-1:5"),
+    ):
+        with pytest.raises(InvalidInput):
+            wrong()
+    assert IdMap.from_labels({}) is None
+    with pytest.raises(InvalidInput):
+        IdMap.from_labels({UID_LABEL: "0:1:1"})
+    other = IdMap.parse("0:300000:65536 0:300000:65536")
+    between = IdMap.between(found, other)
+    assert between is not None
+    assert between.uids == (Range(100000, 300000, 1000), Range(5000, 301000, 10))
+    back = IdMap.between(found, None)
+    assert back is not None
+    assert back.outside(100005, 200000) == (5, 0)
+    assert IdMap.between(found, found) is None
+
+
+def test_unmounting_what_is_not_mounted_is_nothing(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        assert not kernel.unmount(tmp_path)
+        assert not kernel.unmount(tmp_path / "nothing")
+        assert subprocess.run(["mountpoint", "-q", tmp_path]).returncode != 0
