@@ -45,10 +45,15 @@ class ConvertedLayer:
     media_type: str
     digest: Digest
     size: int
-    diff_id: Digest
+    diff_id: Digest | None
+    """None: that of the layer before, which stays byte for byte what it was and only gets more annotations."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     boundaries: tuple[int, ...] = ()
     """Offsets where gzip members or zstd frames begin."""
+    toc: bytes = b""
+    """The blob of its table of contents, where that is in an image of its own."""
+    same_tar: bool = False
+    """Whether the uncompressed tar is still that of the layer before, so that the DiffID has to be too."""
 
 
 @dataclass(frozen=True, slots=True)

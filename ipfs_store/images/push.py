@@ -208,7 +208,7 @@ class _Pusher:
         toc = await self._toc(lazy.toc) if lazy is not None and lazy.toc is not None else None
         if toc is not None and self._options.own_annotations:
             layer = replace(layer, annotations={**layer.annotations, TOC_ANNOTATION: format_cid(toc.cid)})
-        return PushedLayer(_with_url(layer, cid), cid, converted is not None, toc)
+        return PushedLayer(_with_url(layer, cid), cid, converted is not None and converted.diff_id is not None, toc)
 
     async def _toc(self, toc: TocObject) -> RootToc:
         # As few leaves as may be, for whoever mounts the layer waits for all of it: one up to some 15,000 entries.

@@ -48,6 +48,10 @@ _TO_OCI = {
 }
 
 
+DOCKER_TYPES = frozenset(_TO_OCI)
+"""All of Docker's: manifests of theirs have no annotations on layers by their specification, and no zstd."""
+
+
 def is_index(media_type: str) -> bool:
     """Whether it lists manifests, one per platform."""
     return media_type in (OCI_INDEX, DOCKER_INDEX)
@@ -86,12 +90,14 @@ def layer_type(compression: Compression) -> str:
     return {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}[compression]
 
 
-def gzip_layer(media_type: str) -> str:
-    """The type of the same layer with gzip around it, of the same family: a Docker manifest keeps Docker's types. ValueError for no layer."""
+def recompressed(media_type: str, compression: Compression) -> str:
+    """The type of the same layer compressed otherwise, of the same family: a Docker manifest keeps Docker's types. ValueError for no layer."""
     compression_of(media_type)
-    for family, zipped in ((DOCKER_LAYER, ".gzip"), (_DOCKER_FOREIGN, ".gzip"), (OCI_LAYER, "+gzip"), (_OCI_NONDISTRIBUTABLE, "+gzip")):
+    for family, mark in ((DOCKER_LAYER, "."), (_DOCKER_FOREIGN, "."), (OCI_LAYER, "+"), (_OCI_NONDISTRIBUTABLE, "+")):
         if media_type.startswith(family):
-            return family + zipped
+            found = family if compression == "none" else f"{family}{mark}{'gzip' if compression == 'gzip' else 'zstd'}"
+            compression_of(found)
+            return found
     raise ValueError(f"{media_type} is not a layer")
 
 

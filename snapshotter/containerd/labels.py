@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from ipfs_store.oci import Descriptor, Digest
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
+UNCOMPRESSED = "containerd.io/uncompressed"
+"""On a layer's blob: its DiffID, so that nobody has to unpack it to know."""
 _CRI = "containerd.io/snapshot/cri."
 _REMOTE = "containerd.io/snapshot/remote/"
 _INHERITED = "containerd.io/snapshot/"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -13,6 +12,7 @@ from types import TracebackType
 import trio
 
 from ipfs_store.errors import BlobMismatch, ImageNotFound
+from ipfs_store.images.sources import SourceOptions
 from ipfs_store.oci import Descriptor
 from snapshotter.containerd.connection import Connection, connect, leased
 from snapshotter.containerd.content import ContentStore
@@ -24,7 +24,7 @@ from snapshotter.containerd.records import Images
 class ContainerdImage:
     """An image that containerd has, as ``ipfs_store.images.model.Image``; also an async context manager that closes it."""
 
-    def __init__(self, connection: Connection, name: str, root: Descriptor, closing: ExitStack, folder: Path | None) -> None:
+    def __init__(self, connection: Connection, name: str, root: Descriptor, closing: ExitStack, folder: Path) -> None:
         self.name = name
         self.root = root
         self._connection = connection
@@ -75,13 +75,13 @@ class ContainerdImage:
             )
 
 
-def open_source(name: str, *, address: str | None = None, namespace: str | None = None, folder: Path | None = None) -> ContainerdImage:
+def open_source(name: str, options: SourceOptions | None = None) -> ContainerdImage:
     """The image that containerd calls ``name``; kept from garbage collection until it is closed.
 
-    ``address``, ``namespace``: as ``connection.connect`` takes them. ``folder``: where layers are copied to ($TMPDIR).
     Raises ImageNotFound, ContainerdUnavailable.
     """
+    options = options or SourceOptions()
     with ExitStack() as stack:
-        connection = stack.enter_context(leased(stack.enter_context(connect(address, namespace))))
+        connection = stack.enter_context(leased(stack.enter_context(connect(options.address, options.namespace))))
         root = Images(connection).get(name)
-        return ContainerdImage(connection, name, root, stack.pop_all(), folder or Path(os.environ.get("TMPDIR", "/var/tmp")))
+        return ContainerdImage(connection, name, root, stack.pop_all(), options.folder)

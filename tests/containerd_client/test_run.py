@@ -16,6 +16,7 @@ import trio
 
 from ipfs_store.cids import format_cid
 from ipfs_store.images.push import PushOptions, push_image
+from ipfs_store.images.sources import SourceOptions
 from ipfs_store.nodes.embedded import EmbeddedNode
 from snapshotter.containerd.source import open_source
 from tests.containerd import PrivateContainerd
@@ -238,7 +239,7 @@ def test_bad_input_is_one_line(cli: Cli, arguments: tuple[str, ...], status: int
 async def test_an_image_of_containerd_is_a_source(cli: Cli, tmp_path: Path) -> None:
     pulled = await trio.to_thread.run_sync(lambda: cli("rpull", "--snapshotter", "overlayfs", "--name", "source", cli.cid))
     assert pulled.returncode == 0, pulled.stderr
-    async with open_source("source", address=str(cli.containerd.address), namespace=NAMESPACE, folder=tmp_path) as image:
+    async with open_source("source", SourceOptions(address=str(cli.containerd.address), namespace=NAMESPACE, folder=tmp_path)) as image:
         node = EmbeddedNode(tmp_path / "other", peers=[], timeout=2)
         result = await push_image(node, image, PushOptions(name="docker.io/test/busybox:root"))
     assert format_cid(result.cid) == cli.cid

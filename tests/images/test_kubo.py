@@ -12,7 +12,7 @@ import pytest_trio
 import zstandard
 
 from ipfs_store.cids import format_cid
-from ipfs_store.images.convert import lazy_form
+from ipfs_store.images.conversion import lazy_form
 from ipfs_store.images.pull import copy_blob, resolve
 from ipfs_store.images.push import PushOptions, PushResult, push_image
 from ipfs_store.nodes.kubo import KuboNode

@@ -337,7 +337,7 @@ async def test_another_package_brings_a_source(tmp_path: Path, opened: Opener, m
         "class Image:\n"
         "    def __init__(self, name): self.name = name\n"
         "    async def aclose(self): self.closed = True\n"
-        "def open_source(name, *, folder): return Image(name)\n"
+        "def open_source(name, options): return Image(name)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     async with opened("brought:some/name") as found:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDescriptor, InvalidReference, RegistryUnavailable
-from ipfs_store.images.sources import distribution
+from ipfs_store.images.sources import session
 from ipfs_store.images.sources.authorization import Challenge, parse_challenges
-from ipfs_store.images.sources.distribution import is_this_machine
+from ipfs_store.images.sources.session import is_this_machine
 from tests.requirements import require_tool
 from tests.sources.conftest import Opener, contents
 from tests.sources.made import MadeImage, layout_files, named, sha256, tar, write_folder
@@ -25,7 +25,7 @@ def nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(distribution, "_FIRST_DELAY", 0.0)
+    monkeypatch.setattr(session, "_FIRST_DELAY", 0.0)
 
 
 def big() -> MadeImage:

@@ -57,8 +57,9 @@ def command(
         raise click.BadParameter("a chunk has 4 KiB to 64 MiB", param_hint="--chunk-size")
 
     from ipfs_store.cli.progress import shown_progress
-    from ipfs_store.images.convert import estargz as to_estargz
-    from ipfs_store.images.convert import lazy_form
+    from ipfs_store.formats.options import WriteOptions
+    from ipfs_store.images.conversion import layer_converter, lazy_form
+    from ipfs_store.images.conversion.layers import LAZY
     from ipfs_store.images.push import PushOptions, push_image
     from ipfs_store.images.sources import SourceOptions, open_image
     from ipfs_store.oci import Reference
@@ -70,7 +71,8 @@ def command(
 
     with shown_progress(quiet=quiet) as progress:
         opening = SourceOptions(credentials=credentials, plain_http=plain_http, progress=progress)
-        convert = to_estargz(chunk_size=chunk_size, level=level, folder=opening.folder, progress=progress) if estargz else None
+        written = WriteOptions(chunk_size=chunk_size, level=level)
+        convert = layer_converter(written, reuse=LAZY, folder=opening.folder, progress=progress) if estargz else None
         options = PushOptions(platforms=wanted, convert=convert, inspect=lazy_form, name=full_name)
 
         async def push(node: Node) -> tuple[PushResult, str]:

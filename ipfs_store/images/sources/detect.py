@@ -156,7 +156,7 @@ def _extension(kind: str, text: str, options: SourceOptions) -> Image:
         known = ", ".join([*KINDS, *sorted(entry_points(EXTENSIONS))])
         raise InvalidInput(f"no source of images is called {kind!r}", hint=f"there are {known}")
     try:
-        opener = cast("Callable[..., Image]", load(target))
+        opener = cast("Callable[[str, SourceOptions], Image]", load(target))
     except (ImportError, AttributeError) as error:
         raise InvalidInput(f"{kind}: {target} cannot be loaded: {error}", hint="pip install 'ipfs-store[snapshotter]'") from error
-    return opener(text, folder=options.folder)
+    return opener(text, options)

@@ -24,6 +24,10 @@ class SourceOptions:
     """User and password for the registry; None: those of Docker's and Podman's configuration."""
     plain_http: bool = False
     """Talk to the registry without TLS; to this machine (localhost, 127.0.0.0/8, ::1) that is always so."""
+    address: str | None = None
+    """containerd's socket, where it is the source; None: $CONTAINERD_ADDRESS or what it is built with."""
+    namespace: str | None = None
+    """containerd's namespace; None: $CONTAINERD_NAMESPACE or ``default``."""
     folder: Path = field(default_factory=scratch_folder)
     """Where layers and unpacked archives lie for a while, in files that have no name and so are gone with the process."""
     progress: Progress = field(default_factory=NoProgress)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import trio
 
-from ipfs_store.images.sources.credentials import Credentials, find_credentials
 from ipfs_store.images.sources.distribution import Registry
 from ipfs_store.images.sources.options import SourceOptions
 from ipfs_store.images.sources.scratch import Scratch
+from ipfs_store.images.sources.session import connect
 from ipfs_store.oci import Descriptor, Reference
 
 
@@ -20,26 +20,23 @@ async def open_registry_image(text: str, options: SourceOptions) -> RegistryImag
 
     Raises InvalidReference, ImageNotFound, RegistryUnavailable (no answer, no permission), InvalidDescriptor, BlobMismatch.
     """
-    reference = Reference.parse(text)
-    if options.credentials is not None:
-        credentials: Credentials | None = Credentials(*options.credentials)
-    else:
-        credentials = await trio.to_thread.run_sync(find_credentials, reference.domain, reference.path)
-    registry = Registry(reference, credentials, plain_http=options.plain_http)
+    session = await connect(Reference.parse(text), options.credentials, plain_http=options.plain_http)
+    registry = Registry(session)
     try:
         root, data = await registry.resolve()
     except BaseException:
         with trio.CancelScope(shield=True):
             await registry.aclose()
         raise
-    return RegistryImage(registry, str(reference), root, data, options)
+    return RegistryImage(registry, root, data, options)
 
 
 class RegistryImage:
     """See ``images.model.Image``."""
 
-    def __init__(self, registry: Registry, name: str, root: Descriptor, data: bytes, options: SourceOptions) -> None:
-        self.name = name
+    def __init__(self, registry: Registry, root: Descriptor, data: bytes, options: SourceOptions) -> None:
+        self.name = str(registry.reference)
+        self.reference = registry.reference
         self.root = root
         self._data = data
         self._registry = registry

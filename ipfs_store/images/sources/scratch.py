@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import trio
 
@@ -27,7 +27,7 @@ class Scratch:
         """Make it in ``folder``; raises StorageFailed."""
         self._folder = folder
         try:
-            self.file: BinaryIO = tempfile.TemporaryFile(dir=folder, prefix="ipfs-store-")  # noqa: SIM115
+            self.file = _unnamed(folder)
         except OSError as error:
             raise storage_failed(error, folder) from error
         # Opened again by this path, it is the same file; /proc/self would be somebody else's in a worker process.
@@ -49,7 +49,7 @@ class Scratch:
         """Append ``length`` bytes of the descriptor ``source``; returns how many there were. Raises StorageFailed."""
         try:
             self.file.flush()
-            return self._copy(source, offset, length)
+            return copy_bytes(source, self.file.fileno(), length, offset)
         except OSError as error:
             raise storage_failed(error, self._folder) from error
 
@@ -68,29 +68,16 @@ class Scratch:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
 
-    def _copy(self, source: int, offset: int, length: int) -> int:
-        done, kernel = 0, True
-        while done < length:
-            trio.from_thread.check_cancelled()
-            count = min(PIECE, length - done)
-            if kernel:
-                try:  # shares blocks on file systems that can, and never brings the bytes into our memory
-                    copied = os.copy_file_range(source, self.file.fileno(), count, offset + done)
-                except OSError as error:
-                    if error.errno not in _NO_KERNEL_COPY:
-                        raise
-                    kernel = False
-                    continue
-            else:
-                data = os.pread(source, count, offset + done)
-                copied = len(data)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self.file.fileno(), view) :]
-            if not copied:
-                break
-            done += copied
-        return done
+
+def _unnamed(folder: Path) -> BinaryIO:
+    try:
+        # As tempfile does, but for O_EXCL, which would keep the file from ever getting a name.
+        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):  # not every file system has such files
+            raise
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=folder, prefix="ipfs-store-"))
+    return os.fdopen(handle, "w+b")
 
 
 @contextmanager
@@ -101,6 +88,32 @@ def scratch(folder: Path) -> Iterator[Scratch]:
         yield made
     finally:
         made.close()
+
+
+def copy_bytes(source: int, target: int, length: int, offset: int = 0) -> int:
+    """Write ``length`` bytes of the descriptor ``source`` from ``offset`` to where ``target`` stands; returns how many there were."""
+    done, kernel = 0, True
+    while done < length:
+        trio.from_thread.check_cancelled()
+        count = min(PIECE, length - done)
+        if kernel:
+            try:  # shares blocks on file systems that can, and never brings the bytes into our memory
+                copied = os.copy_file_range(source, target, count, offset + done)
+            except OSError as error:
+                if error.errno not in _NO_KERNEL_COPY:
+                    raise
+                kernel = False
+                continue
+        else:
+            data = os.pread(source, count, offset + done)
+            copied = len(data)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(target, view) :]
+        if not copied:
+            break
+        done += copied
+    return done
 
 
 def storage_failed(error: OSError, folder: Path) -> StorageFailed:

@@ -1,0 +1,151 @@
+"""Layers rewritten in another format, or left as they are where they have it already; for whoever converts or pushes images."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from ipfs_store.errors import InvalidInput, InvalidLayer
+from ipfs_store.formats.detached import detach
+from ipfs_store.formats.footer import locate_toc
+from ipfs_store.formats.layer import Layer, open_layer
+from ipfs_store.formats.limits import TAIL
+from ipfs_store.formats.names import (
+    ANNOTATION_TOC_DIGEST,
+    ANNOTATION_ZSTD_CHECKSUM,
+    ANNOTATION_ZSTD_POSITION,
+    GZIP_MAGIC,
+    ZSTD_MAGIC,
+    ZSTD_SKIPPABLE_MAGIC,
+    Kind,
+)
+from ipfs_store.formats.options import Format, WriteOptions, Written
+from ipfs_store.formats.writer import write_layer
+from ipfs_store.images.model import ConvertedLayer, LazyForm, NoProgress, Progress, TocObject
+from ipfs_store.images.push import Convert
+from ipfs_store.oci import Descriptor, Digest
+from ipfs_store.oci.media_types import DOCKER_TYPES, recompressed
+
+_KIND: dict[Format, Kind] = {"estargz": "estargz", "zstd:chunked": "zstd:chunked"}
+LAZY: frozenset[Kind] = frozenset(_KIND.values())
+"""What can be read lazily and is verified by chunk: stargz of CRFS is not."""
+
+
+def layer_converter(
+    options: WriteOptions, *, reuse: Collection[Kind] | None = None, folder: Path | None = None, progress: Progress | None = None
+) -> Convert:
+    """A conversion of layers as ``options`` say, for `push.PushOptions` and `conversion.ConvertOptions`.
+
+    ``reuse``: formats of which a layer, whose TOC is read and has to be sound, stays byte for byte as it is; None: the one of ``options``.
+    ``folder``: where a layer is unpacked and written (its uncompressed size is needed there), the system's temporary one if None.
+    """
+    told = progress or NoProgress()
+    kept = {kind for kind in (_KIND.get(options.format),) if kind} if reuse is None else set(reuse)
+
+    @asynccontextmanager
+    async def convert(layer: Descriptor, path: Path) -> AsyncIterator[ConvertedLayer | None]:
+        if options.compression == "zstd" and layer.media_type in DOCKER_TYPES:
+            raise InvalidInput(f"layer {layer.digest}: Docker's media types have no zstd", hint="convert them to OCI's with --oci")
+        if options.format == "tar" and not await trio.to_thread.run_sync(_is_compressed, path):
+            yield None
+            return
+        if (found := await _lazy(layer, path)) is not None and found.kind in kept:
+            said = await _annotations(found, path)
+            missing = {key: value for key, value in said.items() if key not in layer.annotations}
+            yield ConvertedLayer(path, layer.media_type, layer.digest, layer.size, None, missing, _starts(found)) if missing else None
+            return
+        with tempfile.TemporaryDirectory(prefix="ipfs-store-", dir=folder) as name:
+            target = Path(name) / "layer"
+            item = str(layer.digest)
+            begun = False
+
+            def advance(count: int, total: int) -> None:
+                nonlocal begun
+                trio.from_thread.check_cancelled()
+                if not begun:
+                    told.begin(item, "convert", total)
+                    begun = True
+                told.advance(item, count)
+
+            written = await trio.to_thread.run_sync(lambda: write_layer(path, target, options, advance=advance))
+            told.done(item)
+            yield _converted(layer, target, written, same_tar=options.keep_diff_id or options.format in ("tar", "gzip", "zstd"))
+
+    return convert
+
+
+async def lazy_form(layer: Descriptor, path: Path) -> LazyForm | None:
+    """Where the members or frames of a lazily readable layer begin, as far as its TOC says, and the TOC; None for others."""
+    try:
+        detached = await detach(await _blob(path), layer.annotations)
+        if detached.kind == "stargz":  # no digests: nobody mounts it lazily, but its members are members
+            opened = await trio.to_thread.run_sync(detached.open)
+            return LazyForm(_starts(opened), None)
+        opened, data = await trio.to_thread.run_sync(lambda: (detached.open(), detached.encode()))
+    except InvalidLayer:
+        return None
+    return LazyForm(_starts(opened), TocObject(Digest.parse(detached.digest), len(detached.data), data))
+
+
+def _converted(layer: Descriptor, path: Path, written: Written, *, same_tar: bool) -> ConvertedLayer:
+    return ConvertedLayer(
+        path, recompressed(layer.media_type, written.compression or "none"), Digest.parse(written.digest), written.size,
+        Digest.parse(written.diff_id), written.annotations, written.boundaries, written.toc, same_tar,
+    )  # fmt: skip
+
+
+def _starts(layer: Layer) -> tuple[int, ...]:
+    starts = {chunk.offset for entry in layer.toc.entries for chunk in entry.chunks if chunk.end > chunk.offset}
+    return tuple(sorted(starts | {0, layer.toc_offset}))
+
+
+async def _lazy(layer: Descriptor, path: Path) -> Layer | None:
+    try:
+        return await _open(layer, path)
+    except InvalidLayer:
+        return None  # no footer, one by chance, or a TOC that leads nowhere: converted, it will be right
+
+
+async def _annotations(layer: Layer, path: Path) -> Mapping[str, str]:
+    """What others look for at a layer of this kind, as far as its blob tells: archives of Docker lose annotations."""
+    found = {ANNOTATION_TOC_DIGEST: layer.toc.digest}
+    if layer.kind == "zstd:chunked":
+        blob = await _blob(path)
+        location = locate_toc(await blob.read(max(blob.size - TAIL, 0), min(blob.size, TAIL)), blob.size, {})
+        compressed = await blob.read(location.offset, location.length)
+        found[ANNOTATION_ZSTD_CHECKSUM] = str(Digest.of(compressed))
+        found[ANNOTATION_ZSTD_POSITION] = f"{location.offset}:{location.length}:{location.raw_length or 0}:1"
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _FileBlob:
+    path: Path
+    size: int
+
+    async def read(self, offset: int, length: int) -> bytes:
+        def work() -> bytes:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                return file.read(length)
+
+        return await trio.to_thread.run_sync(work)
+
+
+async def _blob(path: Path) -> _FileBlob:
+    return _FileBlob(path, (await trio.Path(path).stat()).st_size)
+
+
+async def _open(layer: Descriptor, path: Path) -> Layer:
+    return await open_layer(await _blob(path), layer.annotations)
+
+
+def _is_compressed(path: Path) -> bool:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    return magic[:2] == GZIP_MAGIC or magic == ZSTD_MAGIC or (b"\x50" <= magic[:1] <= b"\x5f" and magic[1:] == ZSTD_SKIPPABLE_MAGIC[1:])
