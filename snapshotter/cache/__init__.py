@@ -1,6 +1,7 @@
-"""Verified chunks on disk."""
+"""Verified bytes on disk: chunks by digest, whole files by content id."""
 
 from snapshotter.cache.chunks import ChunkCache
+from snapshotter.cache.contents import ContentStore
 from snapshotter.cache.recent import RecentChunks
 
-__all__ = ["ChunkCache", "RecentChunks"]
+__all__ = ["ChunkCache", "ContentStore", "RecentChunks"]

@@ -113,6 +113,16 @@ class Launch:
         return [*line, f"--log-level={self.log_level}"]
 
 
+@dataclass(frozen=True, slots=True)
+class NativeMount:
+    """What a native mount of a layer is made of."""
+
+    image: Path
+    """``metadata.erofs``"""
+    data: tuple[Path, ...]
+    """Data-only layers, the first first: what is complete, then what is fetched."""
+
+
 class DataPlane:
     """A data plane that runs when it is needed."""
 
@@ -156,6 +166,19 @@ class DataPlane:
             self.start()
             done = self._done(request, timeout + ANSWER_TIMEOUT)
         return Path(done.path)
+
+    def mount_native(self, layer: int, source: Source, *, namespace: str = "", timeout: float = 60.0) -> NativeMount:
+        """The layer's metadata image, ready to be mounted, and the data layers that belong below; from then on its contents are served.
+
+        At once, without the network, if the metadata were built before. Starts the process if need be. Raises as `mount`.
+        """
+        request = Mount(layer, source.cid, source.digest, source.toc_digest, timeout, mode="native", namespace=namespace)
+        try:
+            done = self._done(request, timeout + ANSWER_TIMEOUT)
+        except DataPlaneGone:
+            self.start()
+            done = self._done(request, timeout + ANSWER_TIMEOUT)
+        return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
 
     def unmount(self, layer: int) -> None:
         """Let go of the layer; nothing happens if it is not mounted, or nobody is there who could have mounted it."""

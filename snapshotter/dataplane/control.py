@@ -5,6 +5,8 @@ A connection carries requests and answers in turn, each answer to the request be
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from ipfs_store.errors import InvalidInput
@@ -14,7 +16,7 @@ LONGEST_LINE = 8 << 20
 
 
 class Mount(msgspec.Struct, frozen=True, tag="mount", tag_field="op"):
-    """Show a layer as the directory ``layer`` of the mount."""
+    """Show a layer as the directory ``layer`` of the mount; natively: have its metadata image made and serve its contents by id."""
 
     layer: int
     cid: str
@@ -22,6 +24,9 @@ class Mount(msgspec.Struct, frozen=True, tag="mount", tag_field="op"):
     toc_digest: str
     timeout: float
     """Seconds until the attempt is given up."""
+    mode: Literal["portable", "native"] = "portable"
+    namespace: str = ""
+    """containerd's: who shares contents, where the configuration has a cache for each namespace."""
 
 
 class Unmount(msgspec.Struct, frozen=True, tag="unmount", tag_field="op"):
@@ -51,6 +56,9 @@ class Done(msgspec.Struct, frozen=True, tag="done", tag_field="answer"):
     """It was done; to Check: whether."""
 
     path: str = ""
+    """To Mount: the layer's folder; natively its metadata image."""
+    data: tuple[str, ...] = ()
+    """To a native Mount: the data-only layers that belong below it, in this order."""
     yes: bool = True
 
 

@@ -2,11 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ipfs_store.formats.blob import RangeReader
 from snapshotter.dataplane.tree import LayerTree
+from snapshotter.metadata.index import ContentIndex
+
+Decode = Callable[[bytes, int], bytes]
+"""A compressed stream, and at most how many bytes it may have, to the decompressed stream. CPU work; raises InvalidLayer."""
+
+
+class Blob(Protocol):
+    """What a layer's files are read from; `formats.blob.RangeReader` without the size."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes from ``offset``."""
+        ...
+
+
+class ChunkTable(Protocol):
+    """Files (by number) and the chunks (by index) that they are made of; see `LayerTree` and `ContentIndex`, which both are one."""
+
+    @property
+    def nodes(self) -> int:
+        """Entries of the layer, for people."""
+        ...
+
+    @property
+    def size(self) -> Sequence[int]:
+        """By file."""
+        ...
+
+    @property
+    def chunk_file_offset(self) -> Sequence[int]:
+        """By chunk, as all below."""
+        ...
+
+    @property
+    def chunk_size(self) -> Sequence[int]: ...  # noqa: D102
+
+    @property
+    def stream_offset(self) -> Sequence[int]: ...  # noqa: D102
+
+    @property
+    def stream_length(self) -> Sequence[int]: ...  # noqa: D102
+
+    @property
+    def chunk_inner(self) -> Sequence[int]: ...  # noqa: D102
+
+    def path(self, node: int) -> str:
+        """A name of the file, for people."""
+        ...
+
+    def chunks(self, node: int, offset: int, size: int) -> range:
+        """The chunks that hold any of ``size`` bytes from ``offset`` of the file."""
+        ...
+
+    def digest(self, chunk: int) -> bytes:
+        """The SHA-256 of a chunk, or NO_DIGEST."""
+        ...
+
+    def is_hole(self, chunk: int) -> bool:
+        """Whether the chunk is zeros that the blob does not hold."""
+        ...
+
+    def chunks_of_stream(self, offset: int) -> Sequence[int]:
+        """Every chunk in the stream that begins at ``offset`` of the blob."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -31,23 +95,40 @@ class Opened:
 
     tree: LayerTree
     blob: RangeReader
-    decode: Callable[[bytes, int], bytes]
-    """A compressed stream, and at most how many bytes it may have, to the decompressed stream. CPU work; raises InvalidLayer."""
+    decode: Decode
 
 
-@dataclass(eq=False, slots=True)
-class MountedLayer:
-    """A layer under the mount's root."""
+@dataclass(eq=False, slots=True, kw_only=True)
+class Readable:
+    """A layer whose files can be read."""
 
-    number: int
     generation: int
-    """Tells the kernel that a number which is used again means other files."""
+    """Tells the kernel that a number which is used again means other files; unlike any other layer's."""
     cid: str
     digest: str
     toc_digest: str
-    tree: LayerTree
-    blob: RangeReader
-    decode: Callable[[bytes, int], bytes]
+    table: ChunkTable
+    blob: Blob
+    decode: Decode
     counters: Counters
     content: int
     """Bytes of all its regular files."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class MountedLayer(Readable):
+    """A layer that is a folder under the mount's root."""
+
+    number: int
+    tree: LayerTree
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class NativeLayer(Readable):
+    """A layer whose metadata the kernel has, and whose contents are asked for by id."""
+
+    numbers: set[int] = field(default_factory=set)
+    """Those under which it was mounted: equal layers are served once."""
+    index: ContentIndex
+    key: str
+    """Which metadata: TOC and scope."""

@@ -1,8 +1,10 @@
 """What the kernel asks, answered from the trees and the chunk reader (pyfuse3's Operations).
 
-One file system holds every layer: the root has a directory for each, named by its number. An inode's number is the layer's number in the
-upper 32 bits and the node's index in the tree in the lower ones; so it is the same after every restart. Trees never change, so the kernel
-may keep names, attributes, absent names and pages as long as it likes, and nothing has to be counted: ``forget`` has nothing to do.
+One file system holds every layer: the root has a directory for each, named by its number, and ``content`` with the contents of native
+layers (`snapshotter.dataplane.contents`, whose inodes have the highest bit set). An inode's number is the layer's number in the upper 32
+bits and the node's index in the tree in the lower ones; a handle holds both as well. So a process that takes over knows what its
+predecessor gave out. Trees never change, so the kernel may keep names, attributes, absent names and pages as long as it likes, and nothing
+has to be counted: ``forget`` has nothing to do.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT, RequestContext, XAttrNameT
 
 from ipfs_store.errors import IpfsStoreError
+from snapshotter.dataplane.contents import NAME as CONTENT_NAME
+from snapshotter.dataplane.contents import ROOT as CONTENT_ROOT
+from snapshotter.dataplane.contents import ContentTree, is_content
 from snapshotter.dataplane.layers import MountedLayer
 from snapshotter.dataplane.processes import is_dying
 from snapshotter.dataplane.reader import ChunkReader
@@ -38,15 +43,17 @@ _OPAQUE = frozenset({b"trusted.overlay.opaque", b"user.overlay.opaque"})
 _ACL = b"system.posix_acl_"
 _SHIFT = 32
 _LOW = (1 << _SHIFT) - 1
+# A file's handle: a serial number in 12 bits, so that those who opened it can be told apart; the layer in 31; the node in 20 (limits.MAX_ENTRIES).
+_HANDLE_NODE = 20
+_HANDLE_LAYER = 31
+_SERIALS = 1 << 12
 
 
 @dataclass(eq=False, slots=True)
 class _Open:
-    """An open file."""
+    """A file that is open."""
 
-    layer: MountedLayer
-    node: int
-    opener: int
+    opener: int = 0
     """The thread that opened it; 0 where it is not known, or not to be asked again."""
     reads: set[trio.CancelScope] = field(default_factory=set)
     """Those that wait now."""
@@ -58,19 +65,24 @@ class LayerOperations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, reader: ChunkReader) -> None:
+    def __init__(self, reader: ChunkReader, contents: ContentTree) -> None:
         super().__init__()
         self.layers: dict[int, MountedLayer] = {}
+        self._contents = contents
         self._reader = reader
         self._open: dict[int, _Open] = {}
-        self._handles = itertools.count(1)
+        self._serials = itertools.count(1)
         self._logged: dict[tuple[int, int], float] = {}
 
     # Names and attributes: all in memory, answered without waiting.
 
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """The entry called ``name``; a name that a layer does not have is remembered by the kernel too."""
+        if is_content(parent_inode):
+            return await self._contents.lookup(parent_inode, name, ctx)
         if parent_inode == pyfuse3.ROOT_INODE:
+            if name == CONTENT_NAME:
+                return await self._contents.getattr(CONTENT_ROOT)
             layer = self.layers.get(int(name)) if name.isdigit() else None
             if layer is None or str(layer.number).encode() != name:
                 raise FUSEError(errno.ENOENT)  # not to be remembered: it may be mounted in a moment
@@ -86,6 +98,8 @@ class LayerOperations(pyfuse3.Operations):
 
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Attributes of any inode."""
+        if is_content(inode):
+            return await self._contents.getattr(inode)
         return self._root() if inode == pyfuse3.ROOT_INODE else _attributes(*self._node(inode))
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -97,7 +111,7 @@ class LayerOperations(pyfuse3.Operations):
         """An extended attribute; whether a directory is opaque is one as well, for overlayfs."""
         if name.startswith(_ACL):
             raise FUSEError(errno.EOPNOTSUPP)  # ls then stops asking, for every file after
-        if inode != pyfuse3.ROOT_INODE:
+        if inode != pyfuse3.ROOT_INODE and not is_content(inode):
             layer, node = self._node(inode)
             value = layer.tree.xattrs.get(node, {}).get(name)
             if value is not None:
@@ -108,7 +122,7 @@ class LayerOperations(pyfuse3.Operations):
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> list[XAttrNameT]:
         """The attributes that the image gave it. overlayfs asks for its own by name, and would copy them up if they were listed."""
-        if inode == pyfuse3.ROOT_INODE:
+        if inode == pyfuse3.ROOT_INODE or is_content(inode):
             return []
         layer, node = self._node(inode)
         return [XAttrNameT(name) for name in layer.tree.xattrs.get(node, ())]
@@ -127,12 +141,14 @@ class LayerOperations(pyfuse3.Operations):
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """A handle, which is the inode's number."""
-        if inode != pyfuse3.ROOT_INODE:
+        if inode != pyfuse3.ROOT_INODE and not is_content(inode):
             self._node(inode)
         return FileHandleT(inode)
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Entries from ``start_id``, in the order of names, with their attributes."""
+        if is_content(fh):
+            return  # nobody lists what it holds; overlayfs asks by name
         entries = self._list_root(start_id) if fh == pyfuse3.ROOT_INODE else self._list(InodeT(fh), start_id)
         for number, name, attributes in entries:
             if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, number + 1):
@@ -160,44 +176,50 @@ class LayerOperations(pyfuse3.Operations):
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """A handle; pages that the kernel has stay good."""
+        if is_content(inode):
+            return await self._contents.open(inode, flags, ctx)
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
         layer, node = self._node(inode)
         layer.counters.opened.add(node)
-        handle = next(self._handles)
-        self._open[handle] = _Open(layer, node, ctx.pid)
+        handle = next(self._serials) % _SERIALS << _HANDLE_NODE + _HANDLE_LAYER | layer.number << _HANDLE_NODE | node
+        self._open[handle] = _Open(ctx.pid)
         return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """The bytes, or EIO and one line in the log."""
-        opened = self._open[fh]
+        if is_content(fh):
+            return await self._contents.read(fh, off, size)
+        number, index = fh >> _HANDLE_NODE & (1 << _HANDLE_LAYER) - 1, fh & (1 << _HANDLE_NODE) - 1
+        layer, node = self._node(InodeT(number << _SHIFT | index))
+        opened = self._open.setdefault(fh, _Open())  # not there: opened by a process that served before us
         data = b""
         with trio.CancelScope() as scope:
             opened.reads.add(scope)
             try:
-                data = await self._reader.read(opened.layer, opened.node, off, size)
+                data = await self._reader.read(layer, node, off, size)
             except IpfsStoreError as error:
-                self._log_once(opened, error.message)
+                self._log_once(layer, node, error.message)
                 raise FUSEError(errno.EIO) from error
             except Exception as error:  # a defect must cost one read, not the mounts of the whole machine
-                _log.exception("reading %s of layer %s", opened.layer.tree.path(opened.node), opened.layer.digest)
+                _log.exception("reading %s of layer %s", layer.tree.path(node), layer.digest)
                 raise FUSEError(errno.EIO) from error
             finally:
                 opened.reads.discard(scope)
         if scope.cancelled_caught:
             raise FUSEError(errno.EINTR)
-        opened.layer.counters.read += len(data)
+        layer.counters.read += len(data)
         return data
 
     async def flush(self, fh: FileHandleT) -> None:
         """A descriptor was closed; if that was the end of a process that was killed, nobody waits for its reads any more."""
-        opened = self._open[fh]
-        if opened.reads and is_dying(opened.opener):
+        opened = self._open.get(fh)
+        if opened is not None and opened.reads and is_dying(opened.opener):
             self._leave(opened)
 
     async def release(self, fh: FileHandleT) -> None:
         """The last descriptor was closed."""
-        del self._open[fh]
+        self._open.pop(fh, None)
 
     async def watch_killed(self) -> None:
         """Run for ever: end the reads of processes that got SIGKILL and cannot die while they wait for us.
@@ -217,15 +239,14 @@ class LayerOperations(pyfuse3.Operations):
         for scope in opened.reads:
             scope.cancel()
 
-    def _log_once(self, opened: _Open, reason: str) -> None:
+    def _log_once(self, layer: MountedLayer, node: int, reason: str) -> None:
         now = trio.current_time()
-        about = opened.layer.generation, opened.node
+        about = layer.generation, node
         if now - self._logged.get(about, -ONE_LINE_EVERY) < ONE_LINE_EVERY:
             return
         self._logged = {key: when for key, when in self._logged.items() if now - when < ONE_LINE_EVERY}
         self._logged[about] = now
-        layer = opened.layer
-        _log.error("EIO: %s of layer %s (ipfs://%s): %s", layer.tree.path(opened.node), layer.digest or layer.number, layer.cid, reason)
+        _log.error("EIO: %s of layer %s (ipfs://%s): %s", layer.tree.path(node), layer.digest or layer.number, layer.cid, reason)
 
     # Inodes.
 

@@ -10,14 +10,14 @@ import trio
 
 from ipfs_store.errors import ChunkMismatch, InvalidLayer, VerificationFailed
 from snapshotter.cache import ChunkCache, RecentChunks
-from snapshotter.dataplane.layers import MountedLayer
+from snapshotter.dataplane.layers import Readable
 from snapshotter.dataplane.tree import NO_DIGEST
 from snapshotter.scheduler import Priority, Scheduler
 
 Key = tuple[int, int]
 """A stream: (generation of the layer, offset in its blob)."""
 Chunks = dict[int, bytes]
-"""Verified chunks by their index in the layer's tree."""
+"""Verified chunks by their index in the layer's table."""
 
 
 class ChunkReader:
@@ -31,31 +31,31 @@ class ChunkReader:
         self._recent = recent
         self._threads = threads
 
-    async def read(self, layer: MountedLayer, node: int, offset: int, size: int) -> bytes:
+    async def read(self, layer: Readable, node: int, offset: int, size: int) -> bytes:
         """The bytes that the file has from ``offset``, at most ``size``, verified.
 
         Raises GaveUp (the node was away for too long) and VerificationFailed or InvalidLayer (it gave something else, twice).
         """
-        tree = layer.tree
-        wanted = tree.chunks(node, offset, size)
+        table = layer.table
+        wanted = table.chunks(node, offset, size)
         if not wanted:
             return b""
         chunks = await self._get(layer, wanted)
-        start, end = offset, min(offset + size, tree.size[node])
+        start, end = offset, min(offset + size, table.size[node])
         if len(wanted) == 1:
-            at = tree.chunk_file_offset[wanted[0]]
+            at = table.chunk_file_offset[wanted[0]]
             return chunks[wanted[0]][start - at : end - at]
         pieces = []
         for index in wanted:
-            at = tree.chunk_file_offset[index]
+            at = table.chunk_file_offset[index]
             pieces.append(memoryview(chunks[index])[max(start - at, 0) : end - at])
         return b"".join(pieces)
 
-    async def _get(self, layer: MountedLayer, wanted: Sequence[int]) -> Chunks:
+    async def _get(self, layer: Readable, wanted: Sequence[int]) -> Chunks:
         found: Chunks = {}
         missing = []
         for index in wanted:
-            data = self._recent.get(self._key(layer, index))
+            data = bytes(layer.table.chunk_size[index]) if layer.table.is_hole(index) else self._recent.get(self._key(layer, index))
             if data is None:
                 missing.append(index)
             else:
@@ -69,7 +69,7 @@ class ChunkReader:
         streams: dict[int, list[int]] = {}
         for index in missing:
             if index not in found:
-                streams.setdefault(layer.tree.stream_offset[index], []).append(index)
+                streams.setdefault(layer.table.stream_offset[index], []).append(index)
         if not streams:
             return found
         layer.counters.misses += len(wanted) - len(found)
@@ -79,7 +79,7 @@ class ChunkReader:
             await self._from_streams(layer, streams, found)
         return found
 
-    async def _from_streams(self, layer: MountedLayer, streams: dict[int, list[int]], found: Chunks) -> None:
+    async def _from_streams(self, layer: Readable, streams: dict[int, list[int]], found: Chunks) -> None:
         """All at once; the first error cancels the others and is raised as itself."""
         errors: list[Exception] = []
 
@@ -96,7 +96,7 @@ class ChunkReader:
         if errors:
             raise errors[0]
 
-    async def _from_stream(self, layer: MountedLayer, offset: int, indices: list[int], found: Chunks) -> None:
+    async def _from_stream(self, layer: Readable, offset: int, indices: list[int], found: Chunks) -> None:
         """Put the chunks ``indices`` of one stream into ``found``."""
         # Somebody else's fetch may have ended while this reader looked on the disk.
         late = {index: self._recent.get(self._key(layer, index)) for index in indices}
@@ -110,10 +110,10 @@ class ChunkReader:
                 )
             found[index] = got[index]
 
-    async def _fetch(self, layer: MountedLayer, offset: int) -> Chunks:
+    async def _fetch(self, layer: Readable, offset: int) -> Chunks:
         """Every good chunk of the stream, cached. What does not verify is fetched once more, in case it was the way and not the source."""
-        indices = layer.tree.chunks_of_stream(offset)
-        length = max(layer.tree.stream_length[index] for index in indices)
+        indices = [index for index in layer.table.chunks_of_stream(offset) if not layer.table.is_hole(index)]
+        length = max(layer.table.stream_length[index] for index in indices)
         try:
             data = await layer.blob.read(offset, length)
             chunks = await trio.to_thread.run_sync(self._unpack, layer, indices, data, limiter=self._threads)
@@ -127,15 +127,15 @@ class ChunkReader:
             self._recent.put(self._key(layer, index), chunk)
         return chunks
 
-    def _unpack(self, layer: MountedLayer, indices: Sequence[int], data: bytes) -> Chunks:
+    def _unpack(self, layer: Readable, indices: Sequence[int], data: bytes) -> Chunks:
         """In a thread: decompress, cut, verify, keep on disk. A chunk that is not what the TOC promises is left out, and kept nowhere."""
-        tree = layer.tree
-        stream = layer.decode(data, max(tree.chunk_inner[index] + tree.chunk_size[index] for index in indices))
+        table = layer.table
+        stream = layer.decode(data, max(table.chunk_inner[index] + table.chunk_size[index] for index in indices))
         good: Chunks = {}
         for index in indices:
-            inner, size = tree.chunk_inner[index], tree.chunk_size[index]
+            inner, size = table.chunk_inner[index], table.chunk_size[index]
             chunk = stream if not inner and len(stream) == size else stream[inner : inner + size]
-            digest = tree.digest(index)
+            digest = table.digest(index)
             if len(chunk) != size:
                 continue
             if digest == NO_DIGEST:  # the block's CID was verified; there is no more to be had, and nothing to find it by on the disk
@@ -145,22 +145,22 @@ class ChunkReader:
                 self._cache.put(digest, chunk)
         return good
 
-    def _from_disk(self, layer: MountedLayer, indices: Sequence[int]) -> Chunks:
+    def _from_disk(self, layer: Readable, indices: Sequence[int]) -> Chunks:
         """In a thread: those of ``indices`` that the cache on disk has."""
         found: Chunks = {}
         for index in indices:
-            digest = layer.tree.digest(index)
-            data = None if digest == NO_DIGEST else self._cache.get(digest, layer.tree.chunk_size[index])
+            digest = layer.table.digest(index)
+            data = None if digest == NO_DIGEST else self._cache.get(digest, layer.table.chunk_size[index])
             if data is not None:
                 found[index] = data
         return found
 
-    def _key(self, layer: MountedLayer, index: int) -> tuple[bytes | int, int]:
+    def _key(self, layer: Readable, index: int) -> tuple[bytes | int, int]:
         """In memory, equal chunks are one (with the size: a TOC may promise another one, and must not get this)."""
-        digest = layer.tree.digest(index)
-        return (layer.generation, index) if digest == NO_DIGEST else (digest, layer.tree.chunk_size[index])
+        digest = layer.table.digest(index)
+        return (layer.generation, index) if digest == NO_DIGEST else (digest, layer.table.chunk_size[index])
 
 
-def _digest(layer: MountedLayer, index: int) -> str:
-    digest = layer.tree.digest(index)
+def _digest(layer: Readable, index: int) -> str:
+    digest = layer.table.digest(index)
     return "" if digest == NO_DIGEST else f"(sha256:{digest.hex()})"

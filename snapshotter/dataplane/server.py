@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import os
 import signal
@@ -18,12 +19,17 @@ import pyfuse3
 import trio
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
-from snapshotter.cache import ChunkCache, RecentChunks
+from ipfs_store.formats.footer import TocLocation
+from snapshotter.cache import ChunkCache, ContentStore, RecentChunks
 from snapshotter.dataplane import control, fusemount
+from snapshotter.dataplane.contents import NAME as CONTENT_NAME
+from snapshotter.dataplane.contents import ContentTree
 from snapshotter.dataplane.control import Answer, Ask, Check, Done, Failed, LayerStatus, Mount, Request, Status, Stop, Unmount, Wait
-from snapshotter.dataplane.layers import Counters, MountedLayer, Opened
+from snapshotter.dataplane.layers import Blob, Counters, MountedLayer, Opened, Readable
+from snapshotter.dataplane.native import NativeLayers
 from snapshotter.dataplane.operations import LayerOperations
 from snapshotter.dataplane.reader import ChunkReader, Chunks, Key
+from snapshotter.dataplane.waiters import Waiters
 from snapshotter.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
@@ -34,6 +40,14 @@ class LayerSource(Protocol):
 
     async def open(self, cid: str, toc_digest: str, counters: Counters) -> Opened:
         """The layer, its TOC verified against ``toc_digest`` if that is not empty; raises IpfsStoreError."""
+        ...
+
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
+        """Where the layer's TOC is, and its verified JSON, to be decoded elsewhere; raises IpfsStoreError."""
+        ...
+
+    def blob(self, cid: str, counters: Counters) -> Blob:
+        """What the layer's contents are read from. Nothing is fetched before the first read."""
         ...
 
 
@@ -57,14 +71,19 @@ class DataPlaneServer:
         self._settings = settings
         self._source = source
         self._instance = uuid.uuid4().hex
+        self._generation = itertools.count(1)
         # One more than processors: a thread that waits for the disk leaves room for one that computes.
         self._threads = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._scheduler: Scheduler[Key, Chunks] = Scheduler(give_up=settings.give_up)
         self._cache = ChunkCache(settings.cache, max_bytes=settings.cache_max_bytes)
         reader = ChunkReader(cache=self._cache, recent=RecentChunks(), scheduler=self._scheduler, threads=self._threads)
-        self._operations = LayerOperations(reader)
+        waiters = Waiters()
+        self._store = ContentStore(settings.cache / "contents")
+        contents = ContentTree(reader, self._store, self._threads, waiters)
+        self._native = NativeLayers(settings.cache, source, contents, self._generation.__next__)
+        self._waiters = waiters
+        self._operations = LayerOperations(reader, contents)
         self._changing: dict[int, trio.Lock] = {}
-        self._generation = 0
         self._stop = trio.Event()
 
     async def run(self, listener: trio.SocketListener, ready: Callable[[], None]) -> None:
@@ -72,6 +91,8 @@ class DataPlaneServer:
         async with self._scheduler.running(), trio.open_nursery() as nursery:
             nursery.start_soon(self._serve_kernel)
             nursery.start_soon(self._operations.watch_killed)
+            nursery.start_soon(self._waiters.watch)
+            nursery.start_soon(self._native.run)
             nursery.start_soon(trio.serve_listeners, self._converse, [listener])
             nursery.start_soon(self._heed_signals)
             nursery.start_soon(trio.to_thread.run_sync, self._cache.count)
@@ -128,21 +149,27 @@ class DataPlaneServer:
     async def _do(self, request: Request) -> Answer:
         match request:
             case Mount():
-                return Done(path=await self._mount(request))
+                return await self._mount(request)
             case Unmount():
                 await self._unmount(request.layer)
                 return Done()
             case Check():
-                return Done(yes=request.layer in self._operations.layers and bool(fusemount.mounts_at(self._settings.mountpoint)))
+                return Done(
+                    yes=(request.layer in self._operations.layers or request.layer in self._native)
+                    and bool(fusemount.mounts_at(self._settings.mountpoint))
+                )
             case Ask():
                 return self._status()
             case Stop():
                 return Done()
 
-    async def _mount(self, request: Mount) -> str:
+    async def _mount(self, request: Mount) -> Done:
         if not 0 < request.layer < 1 << 31:
             raise StorageFailed(f"{request.layer} is no layer number")
         async with self._changes(request.layer):
+            if request.mode == "native":
+                image = await self._native.mount(request)
+                return Done(path=str(image), data=(str(self._store.data), str(self._settings.mountpoint / os.fsdecode(CONTENT_NAME))))
             there = self._operations.layers.get(request.layer)
             if there is None:
                 await self._open(request)
@@ -150,7 +177,7 @@ class DataPlaneServer:
                 raise StorageFailed(
                     f"layer {request.layer} is mounted from {there.cid} already; unmount it before it becomes {request.cid}"
                 )
-        return str(self._settings.mountpoint / str(request.layer))
+        return Done(path=str(self._settings.mountpoint / str(request.layer)))
 
     async def _open(self, request: Mount) -> None:
         counters = Counters()
@@ -159,14 +186,14 @@ class DataPlaneServer:
             opened = await self._source.open(request.cid, request.toc_digest, counters)
         if opened is None:
             raise Unavailable(f"the TOC of {request.cid} did not come within {request.timeout:g} s")
-        self._generation += 1
         self._operations.layers[request.layer] = MountedLayer(
             number=request.layer,
-            generation=self._generation,
+            generation=next(self._generation),
             cid=request.cid,
             digest=request.digest,
             toc_digest=request.toc_digest,
             tree=opened.tree,
+            table=opened.tree,
             blob=opened.blob,
             decode=opened.decode,
             counters=counters,
@@ -176,6 +203,7 @@ class DataPlaneServer:
 
     async def _unmount(self, number: int) -> None:
         async with self._changes(number):
+            self._native.unmount(number)
             if self._operations.layers.pop(number, None) is not None:
                 pyfuse3.invalidate_entry_async(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(str(number).encode()), ignore_enoent=True)
 
@@ -194,8 +222,12 @@ class DataPlaneServer:
             arguments=list(self._settings.arguments),
             cache_bytes=self._cache.used,
             rss_bytes=_rss(),
-            layers=[_layer_status(layer, waiting.get(layer.generation, [])) for _, layer in sorted(self._operations.layers.items())],
+            layers=[_layer_status(number, layer, waiting.get(layer.generation, [])) for number, layer in self._layers()],
         )
+
+    def _layers(self) -> list[tuple[int, Readable]]:
+        native = [(number, layer) for layer in self._native for number in layer.numbers]
+        return sorted([*self._operations.layers.items(), *native], key=lambda item: item[0])
 
 
 def serve(settings: Settings, source: Callable[[], AbstractAsyncContextManager[LayerSource]], ready: Callable[[], None]) -> None:
@@ -254,13 +286,13 @@ def _locked(control_socket: Path) -> Iterator[None]:
         yield
 
 
-def _layer_status(layer: MountedLayer, waiting: list[Wait]) -> LayerStatus:
+def _layer_status(number: int, layer: Readable, waiting: list[Wait]) -> LayerStatus:
     counters = layer.counters
     return LayerStatus(
-        layer=layer.number,
+        layer=number,
         digest=layer.digest,
         cid=layer.cid,
-        entries=layer.tree.nodes,
+        entries=layer.table.nodes,
         content=layer.content,
         fetched=counters.fetched,
         read=counters.read,

@@ -9,13 +9,14 @@ from pathlib import Path
 import trio
 
 from ipfs_store.cids import Cid, parse_cid
-from ipfs_store.dag.file import UnixfsFile
-from ipfs_store.formats.layer import open_layer
+from ipfs_store.dag.file import GetBlock, UnixfsFile
+from ipfs_store.formats.footer import TocLocation
+from ipfs_store.formats.layer import load_toc, open_layer
 from ipfs_store.nodes.interface import Node
 from ipfs_store.nodes.open import open_node
 from snapshotter.cache import RecentChunks
 from snapshotter.dataplane.build import build_tree
-from snapshotter.dataplane.layers import Counters, Opened
+from snapshotter.dataplane.layers import Blob, Counters, Opened
 from snapshotter.dataplane.server import LayerSource
 
 # A leaf of 128 KiB to 1 MiB holds the streams of some dozens of small files, which are read one soon after the other: without these, the
@@ -32,7 +33,20 @@ class NodeSource:
 
     async def open(self, cid: str, toc_digest: str, counters: Counters) -> Opened:
         """See `server.LayerSource`; raises InvalidCid, InvalidDag, BlockNotFound, NodeUnavailable, NotSeekable, InvalidLayer, TocMismatch."""
+        blob = await UnixfsFile.open(self._getter(counters), parse_cid(cid))
+        layer = await open_layer(blob, toc_digest=toc_digest)
+        tree = await trio.to_thread.run_sync(build_tree, layer.toc)
+        return Opened(tree, blob, layer.decode)
 
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
+        """See `server.LayerSource`; raises what `open` does."""
+        return await load_toc(await UnixfsFile.open(self._getter(counters), parse_cid(cid)), toc_digest=toc_digest)
+
+    def blob(self, cid: str, counters: Counters) -> Blob:
+        """See `server.LayerSource`; raises InvalidCid."""
+        return LaterFile(self._getter(counters), parse_cid(cid))
+
+    def _getter(self, counters: Counters) -> GetBlock:
         async def get(wanted: Cid) -> bytes:
             data = self._blocks.get(wanted)
             if data is None:
@@ -41,10 +55,22 @@ class NodeSource:
                 self._blocks.put(wanted, data)
             return data
 
-        blob = await UnixfsFile.open(get, parse_cid(cid))
-        layer = await open_layer(blob, toc_digest=toc_digest)
-        tree = await trio.to_thread.run_sync(build_tree, layer.toc)
-        return Opened(tree, blob, layer.decode)
+        return get
+
+
+class LaterFile:
+    """A UnixFS file that is opened when it is read for the first time: a layer whose metadata are kept is mounted without any network."""
+
+    def __init__(self, get: GetBlock, cid: Cid) -> None:
+        self._get = get
+        self._cid = cid
+        self._file: UnixfsFile | None = None
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """See `UnixfsFile.read`, and `UnixfsFile.open`."""
+        if self._file is None:
+            self._file = await UnixfsFile.open(self._get, self._cid)
+        return await self._file.read(offset, length)
 
 
 @asynccontextmanager

@@ -131,6 +131,10 @@ class LayerTree:
         """The SHA-256 of a chunk, or NO_DIGEST."""
         return self.digests[32 * chunk : 32 * chunk + 32]
 
+    def is_hole(self, chunk: int) -> bool:
+        """Whether the chunk is zeros that the blob does not hold; `build` takes none."""
+        return False
+
     def chunks_of_stream(self, offset: int) -> array[int]:
         """Every chunk in the stream that begins at ``offset`` of the blob."""
         key = self.stream_offset.__getitem__

@@ -1,6 +1,6 @@
 """``python -m tests.dataplane.served FOLDER ARGUMENTS``: the real data plane on layers and faults that lie in FOLDER.
 
-FOLDER/CID.blob, FOLDER/CID.toc   a layer (msgpack)
+FOLDER/CID.blob, FOLDER/CID.toc   a layer (msgpack); to be mounted natively, the blob has a TOC of its own
 FOLDER/faults                     what the next reads of a blob do, a word a line, the last one for ever: ok, away, missing, wrong, hold
 FOLDER/hold                       a FIFO: a read that holds goes on when somebody has opened it for writing and closed it
 FOLDER/reads                      a line for each read that began: CID offset length
@@ -19,6 +19,8 @@ import msgspec
 import trio
 
 from ipfs_store.errors import BlockNotFound, NodeUnavailable
+from ipfs_store.formats.footer import TocLocation
+from ipfs_store.formats.layer import load_toc
 from ipfs_store.formats.toc import Toc
 from snapshotter.dataplane.__main__ import parser, run
 from snapshotter.dataplane.build import build_tree
@@ -76,7 +78,15 @@ class FolderSource:
         if not path.exists():
             raise BlockNotFound(f"nobody has {cid}")
         tree = build_tree(msgspec.msgpack.decode(path.read_bytes(), type=Toc))
-        return Opened(tree, FaultyBlob(self.folder / f"{cid}.blob", Faults(self.folder), counters), decode)
+        return Opened(tree, self.blob(cid, counters), decode)
+
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
+        if not (self.folder / f"{cid}.blob").exists():
+            raise BlockNotFound(f"nobody has {cid}")
+        return await load_toc(self.blob(cid, counters), toc_digest=toc_digest)
+
+    def blob(self, cid: str, counters: Counters) -> FaultyBlob:
+        return FaultyBlob(self.folder / f"{cid}.blob", Faults(self.folder), counters)
 
 
 @asynccontextmanager

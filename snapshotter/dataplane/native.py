@@ -1,0 +1,135 @@
+"""Native layers: their metadata built or found, their contents served."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from ipfs_store.errors import StorageFailed, Unavailable
+from ipfs_store.formats.chunks import decode_stream
+from ipfs_store.formats.footer import TocLocation
+from snapshotter.dataplane.contents import ContentTree
+from snapshotter.dataplane.control import Mount
+from snapshotter.dataplane.layers import Blob, Counters, NativeLayer
+from snapshotter.metadata import ContentIndex
+from snapshotter.metadata.contentid import Scope, make_scope
+from snapshotter.metadata.kept import Job, KeptMetadata
+from snapshotter.metadata.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """See `server.LayerSource`."""
+
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]: ...  # noqa: D102
+
+    def blob(self, cid: str, counters: Counters) -> Blob: ...  # noqa: D102
+
+
+class NativeLayers:
+    """Those that are mounted, by number. ``cache``: the folder of all that is kept; ``per_namespace``: contents are not shared among them."""
+
+    def __init__(
+        self, cache: Path, source: Source, contents: ContentTree, generation: Callable[[], int], *, per_namespace: bool = False
+    ) -> None:
+        self._source = source
+        self._contents = contents
+        self._generation = generation
+        self._per_namespace = per_namespace
+        self._salt = _salt(cache / "salt")
+        self._kept = KeptMetadata(cache / "metadata")
+        self._workers = Workers()
+        self._building: dict[str, trio.Lock] = {}
+
+    def __iter__(self) -> Iterator[NativeLayer]:
+        return iter(self._contents.layers.values())
+
+    def __contains__(self, number: int) -> bool:
+        return any(number in layer.numbers for layer in self)
+
+    async def run(self) -> None:
+        """Run for ever: keep a builder warm, and end all of them at the end."""
+        self._kept.clear()
+        try:
+            await self._workers.warm()
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._workers.aclose()
+
+    async def mount(self, request: Mount) -> Path:
+        """The metadata image, ready; from then on the layer's contents are served. At once, without the network, if its metadata are kept.
+
+        Raises IpfsStoreError.
+        """
+        scope = make_scope(self._salt, request.namespace if self._per_namespace else "")
+        name = request.toc_digest or request.cid
+        folder = self._kept.folder_of(name, scope)
+        there = next((layer for layer in self if request.layer in layer.numbers), None)
+        if there is not None and there.key != folder.name:
+            raise StorageFailed(f"layer {request.layer} is mounted from {there.cid} already; unmount it before it becomes {request.cid}")
+        counters = Counters()
+        async with self._building.setdefault(folder.name, trio.Lock()):
+            layer = self._contents.layers.get(folder.name)
+            if layer is None:
+                index = await self._find_or_build(request, name, scope, counters)
+                layer = self._contents.layers[folder.name] = self._layer(request, folder.name, index, counters)
+            layer.numbers.add(request.layer)
+        return folder / "metadata.erofs"
+
+    def unmount(self, number: int) -> None:
+        """Stop serving the layer, unless it has another number too; nothing happens if it is not mounted."""
+        for key, layer in list(self._contents.layers.items()):
+            layer.numbers.discard(number)
+            if not layer.numbers:
+                del self._contents.layers[key]
+
+    async def _find_or_build(self, request: Mount, name: str, scope: Scope, counters: Counters) -> ContentIndex:
+        kept = await trio.to_thread.run_sync(self._kept.find, name, scope)
+        if kept is None:
+            with trio.move_on_after(request.timeout) as allowed:
+                location, toc = await self._source.load_toc(request.cid, request.toc_digest, counters)
+                await self._workers.run(Job(self._kept.folder_of(name, scope), location, toc, scope, name))
+            if allowed.cancelled_caught:
+                raise Unavailable(f"the TOC of {request.cid} did not come within {request.timeout:g} s")
+            kept = await trio.to_thread.run_sync(self._kept.find, name, scope)
+            if kept is None:
+                raise StorageFailed(f"the metadata of {request.cid} were built in {self._kept.folder}, and are gone")
+        return kept[1]
+
+    def _layer(self, request: Mount, key: str, index: ContentIndex, counters: Counters) -> NativeLayer:
+        _log.info("layer %d: %s (ipfs://%s), %d entries, native", request.layer, request.digest, request.cid, index.nodes)
+        return NativeLayer(
+            generation=self._generation(),
+            cid=request.cid,
+            digest=request.digest,
+            toc_digest=request.toc_digest,
+            table=index,
+            blob=self._source.blob(request.cid, counters),
+            decode=partial(decode_stream, index.kind),
+            counters=counters,
+            content=index.content,
+            index=index,
+            key=key,
+        )
+
+
+def _salt(path: Path) -> bytes:
+    """The machine's own secret, made at the first start; raises StorageFailed."""
+    try:
+        if not path.exists():
+            part = path.with_suffix(".part")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part.touch(mode=0o600)
+            part.write_bytes(secrets.token_bytes(32))
+            part.rename(path)
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageFailed(f"{path} cannot be read or made: {error.strerror}") from error
