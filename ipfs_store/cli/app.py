@@ -16,6 +16,8 @@ from ipfs_store.extensions import entry_points, load
 COMMANDS = {
     "ipfs-push": "Push an image into IPFS and print its CID.",
     "cat": "Write the file behind a CID, or a part of it.",
+    "export": "Write an image into a CAR file, for another machine to import.",
+    "import": "Read images from a CAR file, check them, and keep them.",
     "serve": "Serve this node's blocks to other machines over HTTP.",
     "pin": "Keep, or no longer keep, what a CID links to.",
     "gc": "Delete every block that no pin keeps.",
@@ -36,7 +38,8 @@ class LazyGroup(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, loaded now; None if there is none of that name."""
         if cmd_name in COMMANDS:
-            return _as_command(f"ipfs_store.cli.commands.{cmd_name.replace('-', '_')}:command")
+            module = {"import": "import_"}.get(cmd_name, cmd_name.replace("-", "_"))  # a word of Python
+            return _as_command(f"ipfs_store.cli.commands.{module}:command")
         target = entry_points(EXTENSIONS).get(cmd_name)
         return None if target is None else _as_command(target)
 

@@ -29,6 +29,8 @@ def whole_file(name: str) -> Iterator[BinaryIO]:
             os.umask(mask)
             os.fchmod(handle, path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~mask)
             yield file
+            file.flush()
+            os.fsync(handle)  # it may lie on a stick that is pulled out as soon as the command has ended
         Path(temporary).rename(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-_DOING = {"fetch": "fetching", "convert": "converting", "push": "pushing"}
+_DOING = {"fetch": "fetching", "convert": "converting", "push": "pushing", "export": "exporting", "import": "importing"}
 _DIGEST = len("sha256:") + 12
 
 

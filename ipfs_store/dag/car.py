@@ -72,9 +72,13 @@ class CarReader:
 
 
 def _header(body: bytes) -> list[Cid]:
-    value = dagcbor.decode(body)
+    try:
+        value = dagcbor.decode(body)
+    except InvalidDag as error:
+        raise InvalidDag(f"not a CAR: its header is {error.message}") from error
     if not isinstance(value, dict) or value.get("version") != 1:
-        raise InvalidDag("not a CARv1: its header says no version 1")
+        version = value.get("version") if isinstance(value, dict) else None
+        raise InvalidDag(f"not a CARv1: its header says version {version!r}", hint="`ipfs dag export` and `ipfs-store export` write CARv1")
     roots = value.get("roots")
     if not isinstance(roots, list) or not all(isinstance(root, dagcbor.CidLink) for root in roots):
         raise InvalidDag("not a CARv1: its header has no list of roots")

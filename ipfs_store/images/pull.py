@@ -12,7 +12,7 @@ from ipfs_store.cids import DAG_CBOR, Cid, codec_of, format_cid, parse_cid
 from ipfs_store.dag.file import GetBlock, UnixfsFile
 from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDag, InvalidDescriptor
 from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, cid_of_urls, decode_root
-from ipfs_store.nodes.interface import Node
+from ipfs_store.nodes.interface import Blocks
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import MAX_DOCUMENT, Config, Index, Manifest, decode_document
 from ipfs_store.oci.media_types import is_index, is_manifest
@@ -66,13 +66,18 @@ class RemoteImage:
     @property
     def name(self) -> str:
         """The name it was pushed under, empty if none."""
-        annotations = self.descriptor.annotations
         if self.root is not None and self.root.name:
             return self.root.name
-        return annotations.get("io.containerd.image.name") or annotations.get("org.opencontainers.image.ref.name", "")
+        return name_of(self.descriptor)
 
 
-async def resolve(node: Node, cid: Cid, *, platforms: Sequence[Platform] | None = (), timeout: float | None = None) -> RemoteImage:
+def name_of(descriptor: Descriptor) -> str:
+    """The name that an image's descriptor says it was pushed under, empty if none."""
+    annotations = descriptor.annotations
+    return annotations.get("io.containerd.image.name") or annotations.get("org.opencontainers.image.ref.name", "")
+
+
+async def resolve(node: Blocks, cid: Cid, *, platforms: Sequence[Platform] | None = (), timeout: float | None = None) -> RemoteImage:
     """Fetch and check all documents of the image that ``cid`` (its descriptor or its root) names.
 
     ``platforms`` chooses among the manifests of an index: empty for this machine's, None for all. ``timeout`` (seconds) holds for each block.
@@ -111,7 +116,7 @@ async def fetch_root(get: GetBlock, cid: Cid) -> ImageRoot:
 
 
 async def copy_blob(
-    node: Node, layer: RemoteLayer, write: Callable[[bytes], Awaitable[None]], *, offset: int = 0, timeout: float | None = None
+    node: Blocks, layer: RemoteLayer, write: Callable[[bytes], Awaitable[None]], *, offset: int = 0, timeout: float | None = None
 ) -> None:
     """Give the layer's bytes from ``offset`` to ``write``, in order, several leaves in flight; raises BlobMismatch at the end if they are wrong.
 

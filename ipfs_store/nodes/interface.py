@@ -48,6 +48,14 @@ class Push(Protocol):
         ...
 
 
+class Blocks(Protocol):
+    """Whoever gives blocks: a node, or a view of one."""
+
+    async def get(self, cid: Cid, *, timeout: float | None = None) -> bytes:
+        """See ``Node.get``."""
+        ...
+
+
 class Node(Protocol):
     """A block store and its sources."""
 
