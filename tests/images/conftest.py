@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import pytest_trio
 
-from ipfs_store.images.convert import estargz, lazy_form
+from ipfs_store.formats.options import WriteOptions
+from ipfs_store.images.conversion import layer_converter, lazy_form
 from ipfs_store.images.push import PushOptions, PushResult, push_image
 from ipfs_store.images.sources import open_image
 from ipfs_store.nodes.embedded import EmbeddedNode
@@ -37,7 +38,7 @@ async def pushed(
     image = image or made()
     path = write_tar(folder / "image.tar", layout_files([image.descriptor(**named("1", name))], image.blobs))
     async with open_image(str(path)) as source:
-        chosen = PushOptions(convert=estargz() if convert else None, inspect=lazy_form, **options)  # type: ignore[arg-type]
+        chosen = PushOptions(convert=layer_converter(WriteOptions()) if convert else None, inspect=lazy_form, **options)  # type: ignore[arg-type]
         return await push_image(into, source, chosen)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import trio
 
@@ -12,7 +12,7 @@ from ipfs_store.cids import Cid
 from ipfs_store.dag.car import car_frame, car_header
 from ipfs_store.errors import IpfsStoreError, NodeUnavailable
 from ipfs_store.nodes.interface import Block
-from ipfs_store.nodes.kubo.rpc import Rpc, error_of, one_line
+from ipfs_store.nodes.kubo.rpc import RequestBody, Rpc, error_of, one_line
 
 # Announcing what was imported is Kubo's affair, and is done by its own schedule: in line with an import it costs a DHT walk.
 _QUIET = [("fast-provide-root", "false"), ("fast-provide-dag", "false")]
@@ -88,8 +88,5 @@ class Import:
             f"Content-Type: application/octet-stream\r\n\r\n"
         ).encode() + body
 
-    async def _content(self) -> AsyncIterator[bytes]:
-        yield self._part(car_header([])).lstrip()
-        async for piece in self._body:
-            yield piece
-        yield f"\r\n--{self._boundary}--\r\n".encode()
+    def _content(self) -> RequestBody:
+        return RequestBody(self._part(car_header([])).lstrip(), self._body, f"\r\n--{self._boundary}--\r\n".encode())

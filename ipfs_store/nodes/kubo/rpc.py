@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
+import trio
 
 from ipfs_store.errors import IpfsStoreError, NodeUnavailable, StorageFailed
 from ipfs_store.nodes.kubo.address import ApiAddress, authorization
@@ -19,6 +20,34 @@ Parameters = Sequence[tuple[str, str]]
 _CONNECT_TIMEOUT = 3.0  # seconds; it is usually this machine
 _CONNECTIONS = 64
 _START_HINT = "start it with `ipfs daemon`, name another address with --node kubo:ADDRESS, or use --node embedded"
+
+
+class RequestBody(httpx.AsyncByteStream):
+    """A request's body that is written while the request runs: what a channel gives, between a beginning and an end.
+
+    No async generator, as httpx would make of one that it is given: left in the middle, by a request that was broken off, those complain.
+    """
+
+    def __init__(self, beginning: bytes, pieces: trio.MemoryReceiveChannel[bytes], end: bytes) -> None:
+        self._beginning: bytes | None = beginning
+        self._pieces = pieces
+        self._end: bytes | None = end
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Once."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next piece."""
+        piece, self._beginning = self._beginning, None
+        if piece is None:
+            try:
+                piece = await self._pieces.receive()
+            except trio.EndOfChannel:
+                piece, self._end = self._end, None
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
 
 
 class RpcError(IpfsStoreError):
@@ -43,18 +72,25 @@ class Rpc:
 
     @asynccontextmanager
     async def stream(
-        self, command: str, parameters: Parameters = (), *, content: AsyncIterator[bytes] | None = None, content_type: str = ""
+        self, command: str, parameters: Parameters = (), *, content: RequestBody | None = None, content_type: str = ""
     ) -> AsyncIterator[httpx.Response]:
         """An answer to be read piece by piece; ``content`` is sent as it comes. Raises as ``call`` does."""
         headers = {"Content-Type": content_type} if content_type else {}
+        client = self._open()
+        request = client.build_request("POST", f"/api/v0/{command}", params=list(parameters), headers=headers)
+        if content is not None:
+            del request.headers["Content-Length"]
+            request.headers["Transfer-Encoding"] = "chunked"
+            request.stream = content
         with self._faults():
-            async with self._open().stream(
-                "POST", f"/api/v0/{command}", params=list(parameters), content=content, headers=headers
-            ) as response:
+            response = await client.send(request, stream=True)
+            try:
                 if response.status_code != 200:
                     await response.aread()
                 self._check(response)
                 yield response
+            finally:
+                await response.aclose()
 
     async def lines(self, command: str, parameters: Parameters = ()) -> AsyncGenerator[dict[str, object], None]:
         """The objects of an answer that has one a line."""
