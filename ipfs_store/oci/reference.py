@@ -14,6 +14,7 @@ _DOMAIN = re.compile(
     r"|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
 )
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_HEX = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME = 255
 _HINT = "an image name looks like debian:12, ghcr.io/owner/name:tag or name@sha256:<64 hex digits>"
 
@@ -51,7 +52,7 @@ class Reference:
             raise InvalidReference(f"{shown} is not an image name: {why}", hint=_HINT)
         if len(domain) + 1 + len(path) > _MAX_NAME:
             raise InvalidReference(f"{shown} is not an image name: longer than {_MAX_NAME} characters", hint=_HINT)
-        if re.fullmatch(r"[0-9a-f]{64}", text):
+        if _HEX.fullmatch(text):
             raise InvalidReference(f"{shown} is not an image name: 64 hex digits would be taken for a digest", hint=_HINT)
         return cls(domain, path, tag or ("" if digest else "latest"), digest)
 
@@ -61,9 +62,13 @@ class Reference:
 
     @property
     def familiar(self) -> str:
-        """The short form: ``debian:12`` for ``docker.io/library/debian:12``."""
+        """The short form: ``debian:12`` for ``docker.io/library/debian:12``; the whole one where a short one would name something else."""
         full = str(self)
-        return full.removeprefix("docker.io/").removeprefix("library/") if self.domain == "docker.io" else full
+        for short in (self.path.removeprefix("library/"), self.path):
+            # docker.io/er.io/a is no er.io/a, which is at the registry er.io; and 64 hex digits are taken for a digest.
+            if _split_domain(short) == (self.domain, self.path) and not _HEX.fullmatch(short):
+                return short + full.removeprefix(f"{self.domain}/{self.path}")
+        return full
 
     @property
     def target(self) -> str:
