@@ -99,7 +99,8 @@ async def resolve(node: Blocks, cid: Cid, *, platforms: Sequence[Platform] | Non
             if len(indexes) > 16:
                 raise InvalidDescriptor(f"{format_cid(cid)}: indexes within indexes without end")
             indexes.append((descriptor, data))
-            queue += _chosen(Index.parse(data, media_type=descriptor.media_type), platforms, format_cid(cid))
+            listed = await places.pushed(Index.parse(data, media_type=descriptor.media_type).manifests)
+            queue += _chosen(listed, platforms, format_cid(cid))
         elif is_manifest(descriptor.media_type):
             manifests.append(await places.manifest(descriptor, data))
         else:
@@ -118,7 +119,15 @@ async def fetch_root(get: GetBlock, cid: Cid) -> ImageRoot:
 async def copy_blob(
     node: Blocks, layer: RemoteLayer, write: Callable[[bytes], Awaitable[None]], *, offset: int = 0, timeout: float | None = None
 ) -> None:
-    """Give the layer's bytes from ``offset`` to ``write``, in order, several leaves in flight; raises BlobMismatch at the end if they are wrong.
+    """Give a layer's bytes to ``write``; see `copy_file`."""
+    await copy_file(node, layer.descriptor, layer.cid, write, offset=offset, timeout=timeout)
+
+
+async def copy_file(
+    node: Blocks, descriptor: Descriptor, cid: Cid, write: Callable[[bytes], Awaitable[None]], *, offset: int = 0,
+    timeout: float | None = None,
+) -> None:  # fmt: skip
+    """Give a blob's bytes from ``offset`` to ``write``, in order, several leaves in flight; raises BlobMismatch at the end if they are wrong.
 
     The digest is checked when ``offset`` is 0; every block was checked against its CID in any case.
     """
@@ -126,18 +135,27 @@ async def copy_blob(
     async def get(block: Cid) -> bytes:
         return await node.get(block, timeout=timeout)
 
-    file = await UnixfsFile.open(get, layer.cid)
-    if file.size != layer.descriptor.size:
-        raise BlobMismatch(f"layer {layer.descriptor.digest} has {file.size} bytes in IPFS, its descriptor says {layer.descriptor.size}")
+    file = await UnixfsFile.open(get, cid)
+    if file.size != descriptor.size:
+        raise BlobMismatch(f"blob {descriptor.digest} has {file.size} bytes in IPFS, its descriptor says {descriptor.size}")
     hasher = hashlib.sha256()
     for start in range(offset, file.size, _PIECE):
         piece = await file.read(start, min(_PIECE, file.size - start))
         await trio.to_thread.run_sync(hasher.update, piece)
         await write(piece)
-    if offset == 0 and hasher.hexdigest() != layer.descriptor.digest.hex:
+    if offset == 0 and hasher.hexdigest() != descriptor.digest.hex:
+        raise BlobMismatch(f"blob {format_cid(cid)} has digest sha256:{hasher.hexdigest()}, its descriptor says {descriptor.digest}")
+
+
+async def fetch_document(get: GetBlock, descriptor: Descriptor, cid: Cid) -> bytes:
+    """An index, manifest or config, checked; raises BlobMismatch, InvalidDescriptor (too large), and what ``get`` raises."""
+    data = await _read(get, cid, str(descriptor.digest))
+    if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
         raise BlobMismatch(
-            f"layer {format_cid(layer.cid)} has digest sha256:{hasher.hexdigest()}, its descriptor says {layer.descriptor.digest}"
+            f"{format_cid(cid)} has {len(data)} bytes of digest {Digest.of(data)}, "
+            f"and was described as {descriptor.size} bytes of {descriptor.digest}"
         )
+    return data
 
 
 async def _top(get: GetBlock, cid: Cid) -> tuple[_Places, Descriptor]:
@@ -162,26 +180,31 @@ class _Places:
         self.root = root
         self._named = named  # the root that the image's descriptor names: fetched only for what has no URL
 
+    async def pushed(self, manifests: Sequence[Descriptor]) -> list[Descriptor]:
+        """Those of an index that are in IPFS: one that was left as it was names platforms that were not pushed."""
+        if all(map(_has_url, manifests)):
+            return list(manifests)
+        await self._fetch_root()
+        known = self.root.blobs if self.root is not None else {}
+        return [item for item in manifests if _has_url(item) or item.digest in known]
+
     async def find(self, descriptor: Descriptor) -> Cid:
         """The blob's CID; raises InvalidDescriptor where nobody says."""
-        if self.root is None and self._named is not None and not any(url.startswith("ipfs://") for url in descriptor.urls):
-            self.root = await fetch_root(self._get, self._named)
+        if not _has_url(descriptor):
+            await self._fetch_root()
         if self.root is not None and (blob := self.root.blobs.get(descriptor.digest)) is not None:
             if blob.size != descriptor.size:
                 raise InvalidDag(f"the image root says that {blob.digest} has {blob.size} bytes, its descriptor says {descriptor.size}")
             return blob.cid
         return cid_of_urls(descriptor)
 
+    async def _fetch_root(self) -> None:
+        if self.root is None and self._named is not None:
+            self.root = await fetch_root(self._get, self._named)
+
     async def document(self, descriptor: Descriptor) -> bytes:
-        """An index, manifest or config, checked; raises BlobMismatch."""
-        cid = await self.find(descriptor)
-        data = await _read(self._get, cid, str(descriptor.digest))
-        if len(data) != descriptor.size or Digest.of(data) != descriptor.digest:
-            raise BlobMismatch(
-                f"{format_cid(cid)} has {len(data)} bytes of digest {Digest.of(data)}, "
-                f"and was described as {descriptor.size} bytes of {descriptor.digest}"
-            )
-        return data
+        """An index, manifest or config, checked."""
+        return await fetch_document(self._get, descriptor, await self.find(descriptor))
 
     async def manifest(self, descriptor: Descriptor, data: bytes) -> RemoteManifest:
         """A manifest with its config; raises InvalidDescriptor."""
@@ -205,6 +228,10 @@ class _Places:
         return RemoteLayer(layer, cid, diff_id, toc)
 
 
+def _has_url(descriptor: Descriptor) -> bool:
+    return any(url.startswith("ipfs://") for url in descriptor.urls)
+
+
 async def _read(get: GetBlock, cid: Cid, where: str) -> bytes:
     file = await UnixfsFile.open(get, cid)
     if file.size > MAX_DOCUMENT:
@@ -212,12 +239,12 @@ async def _read(get: GetBlock, cid: Cid, where: str) -> bytes:
     return await file.read(0, file.size)
 
 
-def _chosen(index: Index, platforms: Sequence[Platform] | None, what: str) -> list[Descriptor]:
+def _chosen(manifests: Sequence[Descriptor], platforms: Sequence[Platform] | None, what: str) -> list[Descriptor]:
     if platforms is None:
-        return list(index.manifests)
+        return list(manifests)
     wanted = tuple(platforms) or (default_platform(),)
-    found = select(wanted, [item.platform for item in index.manifests])
+    found = select(wanted, [item.platform for item in manifests])
     if not found:
-        has = ", ".join(str(item.platform) for item in index.manifests if item.platform) or "none that are named"
+        has = ", ".join(str(item.platform) for item in manifests if item.platform) or "none that are named"
         raise ImageNotFound(f"{what} has nothing for {', '.join(map(str, wanted))}; its platforms: {has}", hint="choose with --platform")
-    return [index.manifests[position] for position in found]
+    return [manifests[position] for position in found]

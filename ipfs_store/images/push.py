@@ -15,7 +15,8 @@ from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.chunker import MAX_LEAF, fixed_leaves, member_leaves
 from ipfs_store.errors import ImageNotFound, InvalidDescriptor
 from ipfs_store.images.model import ConvertedLayer, Image, LazyForm, NoProgress, Progress, TocObject
-from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootToc
+from ipfs_store.images.referrers import collect_referrers
+from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootReferrer, RootToc
 from ipfs_store.nodes.interface import Block, Node, Push
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest, encode_document
@@ -45,6 +46,10 @@ class PushOptions:
     """Name the image root in the descriptor, and each layer's TOC object in its own; without it both are, byte for byte, what other tools push."""
     name: str = ""
     """Name for the image instead of the source's."""
+    preserve_digests: bool = False
+    """Leave index, manifests, configs and layers byte for byte as they are: nothing is converted, and the root alone says where blobs are."""
+    referrers: bool = False
+    """Bring along what refers to the image by its digest, where the source tells (`referrers.Referring`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class PushResult:
     new_bytes: int
     seconds: dict[str, float] = field(default_factory=dict)
     """By phase: ``convert`` and ``push``, which do not overlap."""
+    referrers: tuple[RootReferrer, ...] = ()
 
 
 async def push_image(node: Node, image: Image, options: PushOptions | None = None, progress: Progress | None = None) -> PushResult:
@@ -83,6 +89,9 @@ async def push_image(node: Node, image: Image, options: PushOptions | None = Non
     node's queue. Raises what the source raises, StorageFailed, NodeUnavailable; nothing is pinned then.
     """
     options = options or PushOptions()
+    if options.preserve_digests:
+        # Converted or cut anew, a layer has another digest; and without the root nobody would find what the manifests give no URLs of.
+        options = replace(options, convert=None, own_annotations=True)
     async with node.push() as push:
         work = _Pusher(push, image, options, progress or NoProgress())
         result = await work.run()
@@ -109,7 +118,9 @@ class _Pusher:
         start = trio.current_time()
         top = await self._index(self._image.root) if is_index(self._image.root.media_type) else await self._manifest(self._image.root)
         # Indexes are finished from the inside out; the top one comes first in the root.
-        root = ImageRoot(self.name, tuple(self._manifests), tuple(reversed(self._indexes))).encode()
+        indexes = tuple(reversed(self._indexes))
+        referrers = await self._referrers() if self._options.referrers else ()
+        root = ImageRoot(self.name, tuple(self._manifests), indexes, referrers).encode()
         await self._push.put(root)
         names = dict.fromkeys(_NAMES, self.name) if self.name else {}
         marked = {ROOT_ANNOTATION: format_cid(root.cid)} if self._options.own_annotations else {}
@@ -119,17 +130,21 @@ class _Pusher:
         self._seconds["push"] = trio.current_time() - start - self._seconds["convert"]
         return PushResult(
             cid, root.cid, top, tuple(self._layers.values()), self._bytes,
-            self._push.new_blocks, self._push.new_bytes, self._seconds,
+            self._push.new_blocks, self._push.new_bytes, self._seconds, referrers,
         )  # fmt: skip
 
     async def _index(self, descriptor: Descriptor) -> Descriptor:
-        index = Index.parse(await self._image.fetch(descriptor), media_type=descriptor.media_type)
+        data = await self._image.fetch(descriptor)
+        index = Index.parse(data, media_type=descriptor.media_type)
         kept: list[Descriptor] = []
         for item in self._chosen(index):
             kept.append(await self._index(item) if is_index(item.media_type) else await self._manifest(item))
-        if self._options.platforms is not None and len(kept) == 1:
+        if self._options.preserve_digests:
+            pushed = await self._document(descriptor, data)
+        elif self._options.platforms is not None and len(kept) == 1:
             return kept[0]  # one platform: the index would name what was not pushed
-        pushed = await self._document(descriptor, index.replace(manifests=kept).to_bytes())
+        else:
+            pushed = await self._document(descriptor, index.replace(manifests=kept).to_bytes())
         self._indexes.append(RootBlob.of(pushed))
         return pushed
 
@@ -157,7 +172,9 @@ class _Pusher:
         layers = [await self._layer(layer) for layer in manifest.layers]
         config, diff_ids, runs_on = await self._config(manifest, config_data, layers, where)
         described = [layer.descriptor for layer in layers]
-        pushed = await self._document(descriptor, manifest.replace(config=config, layers=described).to_bytes())
+        if not self._options.preserve_digests:
+            data = manifest.replace(config=config, layers=described).to_bytes()
+        pushed = await self._document(descriptor, data)
         root_layers = tuple(
             RootLayer(RootBlob.of(layer.descriptor), diff_id, layer.toc) for layer, diff_id in zip(layers, diff_ids, strict=True)
         )
@@ -178,6 +195,24 @@ class _Pusher:
             data = config.replace(diff_ids=diff_ids).to_bytes()
         runs_on = config.platform if config.platform.os and config.platform.architecture else None
         return await self._document(manifest.config, data), list(diff_ids), runs_on
+
+    async def _referrers(self) -> tuple[RootReferrer, ...]:
+        blobs = {layer.descriptor.digest: RootBlob.of(layer.descriptor) for layer in self._layers.values()}
+        for manifest in self._manifests:
+            blobs |= {manifest.blob.digest: manifest.blob, manifest.config.digest: manifest.config}
+        found: list[RootReferrer] = []
+        for referrer in await collect_referrers(
+            self._image, [*(blob.digest for blob in self._indexes), *(item.blob.digest for item in self._manifests)]
+        ):
+            for blob in referrer.blobs:
+                # The same bytes under another type, as an empty config has many, are one blob of the image.
+                if blob.digest not in blobs:
+                    async with self._image.open_blob(blob) as path:
+                        blobs[blob.digest] = RootBlob.of(_with_url(blob, await self._blob(blob, path, ())))
+            document = RootBlob.of(await self._document(referrer.descriptor, referrer.data))
+            parts = tuple(blobs[blob.digest] for blob in referrer.blobs)
+            found.append(RootReferrer(referrer.subject, document, referrer.artifact_type, parts))
+        return tuple(found)
 
     async def _layer(self, layer: Descriptor) -> PushedLayer:
         known = self._layers.get(layer.digest)

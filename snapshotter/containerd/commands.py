@@ -30,6 +30,7 @@ _timeout = click.option("--timeout", type=Duration(), help="When a block counts 
     ipfs-store rpull bafkrei...                           # then: ctr run --rm -t --snapshotter ipfs NAME ID
     ipfs-store rpull --name debian ipfs://bafkrei...      # under a name of your own
     ipfs-store rpull --snapshotter overlayfs bafkrei...   # fetch and unpack everything now
+    ipfs-store rpull --referrers bafkrei...               # with the signatures and SBOMs that were pushed with it
     """,
 )
 @click.argument("cid")
@@ -39,13 +40,14 @@ _timeout = click.option("--timeout", type=Duration(), help="When a block counts 
 @_snapshotter
 @click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Which of several (may be repeated) [this machine's].")
 @click.option("--all-platforms", is_flag=True, help="All of several.")
+@click.option("--referrers", is_flag=True, help="Signatures, SBOMs and the like as well, into the content store.")
 @_timeout
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the image's name only.")
 @click.pass_obj
 def rpull(
     settings: Settings, cid: str, name: str, address: str | None, namespace: str | None, snapshotter: str, platforms: tuple[str, ...],
-    all_platforms: bool, timeout: float | None, as_json: bool, quiet: bool,
+    all_platforms: bool, referrers: bool, timeout: float | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Bring the image CID (or ipfs://CID) into containerd.
 
@@ -68,7 +70,7 @@ def rpull(
     with connect(address, namespace) as connection:
         pulled = settings.run(
             lambda node: pull(
-                node, connection, image_cid, name=name, snapshotter=snapshotter, platforms=wanted,
+                node, connection, image_cid, name=name, snapshotter=snapshotter, platforms=wanted, referrers=referrers,
                 timeout=timeout or settings.timeout, report=(lambda _: None) if quiet or as_json else _print_layer,
             )
         )  # fmt: skip
@@ -84,6 +86,7 @@ def rpull(
                     {"digest": str(layer.digest), "chain_id": str(layer.chain_id), "size": layer.size, "how": layer.how, "why": layer.why}
                     for layer in pulled.layers
                 ],
+                "referrers": [str(digest) for digest in pulled.referrers],
             }
             click.echo(json.dumps(value, indent=2))
         else:

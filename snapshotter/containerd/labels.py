@@ -55,6 +55,19 @@ def index_references(manifests: Sequence[Descriptor]) -> dict[str, str]:
     return {f"{_GC_CONTENT}.m.{number}": str(item.digest) for number, item in enumerate(manifests)}
 
 
+def artifact_references(blobs: Iterable[Descriptor]) -> dict[str, str]:
+    """Labels of a manifest that is no image's: what it carries lives as long as it does.
+
+    Not as layers, whose labels ``ctr content prune references`` takes away.
+    """
+    return {f"{_GC_CONTENT}.blob.{number}": str(blob.digest) for number, blob in enumerate(blobs)}
+
+
+def referrer_reference(number: int, referrer: Descriptor) -> dict[str, str]:
+    """Label of a manifest or index: what refers to it lives as long as it does."""
+    return {f"{_GC_CONTENT}.referrer.{number}": str(referrer.digest)}
+
+
 def snapshot_reference(snapshotter: str, chain_id: Digest) -> dict[str, str]:
     """Label of a config: the snapshots of its layers live as long as it does."""
     return {f"containerd.io/gc.ref.snapshot.{snapshotter}": str(chain_id)}

@@ -12,9 +12,10 @@ import trio
 
 from ipfs_store.cids import Cid, format_cid
 from ipfs_store.errors import BlobMismatch, InvalidDescriptor
-from ipfs_store.images.pull import RemoteImage, RemoteLayer, RemoteManifest, copy_blob, resolve
+from ipfs_store.images.pull import RemoteImage, RemoteLayer, RemoteManifest, copy_file, resolve
+from ipfs_store.images.referrers import fetch_referrers
 from ipfs_store.nodes.interface import Node
-from ipfs_store.oci import Digest, Index, Platform
+from ipfs_store.oci import Descriptor, Digest, Index, Platform
 from ipfs_store.oci.media_types import is_layer
 from snapshotter.containerd import labels
 from snapshotter.containerd.connection import Connection, add_to_lease, end, leased, require_snapshotter
@@ -54,6 +55,8 @@ class PulledImage:
     cid: Cid
     digest: Digest
     layers: tuple[PulledLayer, ...]
+    referrers: tuple[Digest, ...] = ()
+    """Manifests in the content store that refer to the image."""
 
 
 async def rpull(
@@ -64,11 +67,13 @@ async def rpull(
     name: str = "",
     snapshotter: str = "ipfs",
     platforms: Sequence[Platform] | None = (),
+    referrers: bool = False,
     timeout: float | None = None,
     report: Callable[[PulledLayer], None] = lambda _: None,
 ) -> PulledImage:
     """Make containerd know the image ``cid``, with every layer a snapshot of ``snapshotter``. May be broken off and repeated.
 
+    ``referrers``: signatures and the like that were pushed with it come into the content store as well, and stay as long as the image.
     ``name``: what to call it, instead of the name it was pushed under or, where it has none, its CID. ``timeout``: seconds for each block.
     The image's name appears last, when all is there; after an error nothing is left but what other images hold.
 
@@ -86,11 +91,13 @@ async def rpull(
     with leased(connection) as under_lease:
         pull = _Pull(node, under_lease, image, name, snapshotter, timeout, report)
         await _in_thread(pull.store_documents)
+        if referrers:
+            await pull.store_referrers()
         for manifest in image.manifests:
             await pull.unpack(manifest)
         record = {CID_LABEL: format_cid(cid)}
         await _in_thread(lambda: Images(under_lease).set(name, image.descriptor, record))
-    return PulledImage(name, cid, image.descriptor.digest, tuple(pull.done))
+    return PulledImage(name, cid, image.descriptor.digest, tuple(pull.done), tuple(pull.referrers))
 
 
 class _Pull:
@@ -108,6 +115,7 @@ class _Pull:
         self._content = ContentStore(connection, pause=_pause)
         self._snapshots = Snapshots(connection, snapshotter)
         self.done: list[PulledLayer] = []
+        self.referrers: list[Digest] = []
 
     def store_documents(self) -> None:
         """Configs and manifests before what refers to them."""
@@ -118,6 +126,23 @@ class _Pull:
         for descriptor, data in reversed(self._image.indexes):
             listed = Index.parse(data, media_type=descriptor.media_type).manifests
             self._content.put(descriptor.digest, data, labels.index_references(listed))
+
+    async def store_referrers(self) -> None:
+        """What each carries before itself, itself before its subject's claim on it."""
+        here = {self._image.descriptor.digest, *(item.digest for item, _ in self._image.indexes)}
+        here |= {manifest.descriptor.digest for manifest in self._image.manifests}
+        blobs = _Blobs(self._node, self._content, self._timeout)
+        for number, referrer in enumerate(await fetch_referrers(self._node, self._image, timeout=self._timeout)):
+            if referrer.subject not in here:
+                continue  # of a platform that is not pulled
+            here.add(referrer.descriptor.digest)
+            for descriptor, cid in referrer.blobs.items():
+                await blobs.fetch(descriptor, cid)
+            kept = labels.artifact_references(referrer.blobs)
+            claim = labels.referrer_reference(number, referrer.descriptor)
+            await _in_thread(lambda item=referrer, kept=kept: self._content.put(item.descriptor.digest, item.data, kept))  # type: ignore[misc]
+            await _in_thread(lambda item=referrer, claim=claim: self._content.label(item.subject, claim))  # type: ignore[misc]
+            self.referrers.append(referrer.descriptor.digest)
 
     async def unpack(self, manifest: RemoteManifest) -> None:
         """A snapshot for every layer, lowest first, and the config's claim on the last."""
@@ -134,7 +159,7 @@ class _Pull:
                 async with trio.open_nursery() as nursery:
                     for layer, chain_id in zip(manifest.layers, chain, strict=True):
                         if not await _in_thread(lambda chain_id=chain_id: self._snapshots.exists(str(chain_id))):  # type: ignore[misc]
-                            nursery.start_soon(blobs.fetch, layer)
+                            nursery.start_soon(blobs.fetch, layer.descriptor, layer.cid)
                     await self._layers(manifest, chain, blobs)
             else:
                 await self._layers(manifest, chain, blobs)
@@ -181,7 +206,7 @@ class _Pull:
         )
 
     async def _fall_back(self, layer: RemoteLayer, chain_id: Digest, key: str, mounts: Sequence[Mount], blobs: _Blobs) -> None:
-        await blobs.fetch(layer)
+        await blobs.fetch(layer.descriptor, layer.cid)
         found = await _abandonable(lambda: apply(self._connection, layer.descriptor, mounts))
         if found != layer.diff_id:
             raise BlobMismatch(f"layer {layer.descriptor.digest} unpacks to {found}, the image's config says {layer.diff_id}")
@@ -207,19 +232,19 @@ class _Blobs:
         self._there: dict[Digest, trio.Event] = {}
         self._places = trio.CapacityLimiter(_FETCHES)
 
-    async def fetch(self, layer: RemoteLayer) -> None:
+    async def fetch(self, descriptor: Descriptor, cid: Cid) -> None:
         """Return when the blob is there. A fetch that fails elsewhere ends the nursery that both run in."""
-        digest = layer.descriptor.digest
+        digest = descriptor.digest
         if digest in self._there:
             await self._there[digest].wait()
             return
         there = self._there[digest] = trio.Event()
         async with self._places:
-            await self._copy(layer)
+            await self._copy(descriptor, cid)
         there.set()
 
-    async def _copy(self, layer: RemoteLayer) -> None:
-        context = self._content.ingest(layer.descriptor.digest, layer.descriptor.size)
+    async def _copy(self, descriptor: Descriptor, cid: Cid) -> None:
+        context = self._content.ingest(descriptor.digest, descriptor.size)
         ingest = await _in_thread(context.__enter__)
         try:
             if ingest is not None:
@@ -227,7 +252,7 @@ class _Blobs:
                 async def write(piece: bytes) -> None:
                     await _in_thread(lambda: ingest.write(piece))
 
-                await copy_blob(self._node, layer, write, timeout=self._timeout)
+                await copy_file(self._node, descriptor, cid, write, timeout=self._timeout)
         except BaseException as error:
             raised = error  # the name of the except clause is gone when the thread runs
             with trio.CancelScope(shield=True):

@@ -35,11 +35,11 @@ def test_only_the_cid_is_on_standard_output(ipfs_store: Run, archive: Path) -> N
 
 def test_the_result_as_json(ipfs_store: Run, archive: Path) -> None:
     first, second = (json.loads(ipfs_store("ipfs-push", "--json", archive).out) for _ in range(2))
-    assert set(first) == {"cid", "root", "descriptor", "name", "bytes", "new_blocks", "new_bytes", "seconds", "layers"}
+    assert set(first) == {"cid", "root", "descriptor", "name", "bytes", "new_blocks", "new_bytes", "seconds", "layers", "referrers"}
     assert first["name"] == NAME
     assert first["new_blocks"] > 0
     assert set(first["seconds"]) == {"convert", "push"}
-    assert [set(layer) for layer in first["layers"]] == [{"digest", "cid", "size", "converted"}] * 2
+    assert [set(layer) for layer in first["layers"]] == [{"digest", "cid", "size", "converted", "lazy"}] * 2
     assert all(layer["converted"] for layer in first["layers"])
     assert (second["new_blocks"], second["new_bytes"]) == (0, 0)
     for key in ("cid", "root", "descriptor", "layers", "bytes"):

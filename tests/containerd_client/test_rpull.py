@@ -167,7 +167,7 @@ from snapshotter.containerd.connection import connect
 
 folder, address, namespace, cid, moment = sys.argv[1:]
 def die(*_): os._exit(9)
-async def die_in_the_middle(node, layer, write, **_):
+async def die_in_the_middle(node, descriptor, cid, write, **_):
     await write(bytes(100))
     die()
 if moment == "unpack":
@@ -175,7 +175,7 @@ if moment == "unpack":
 elif moment == "record":
     module.Images.set = die
 else:
-    module.copy_blob = die_in_the_middle
+    module.copy_file = die_in_the_middle
 with connect(address, namespace) as connection:
     node = EmbeddedNode(Path(folder), peers=[], timeout=2)
     trio.run(lambda: module.rpull(node, connection, parse_cid(cid), snapshotter="overlayfs"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from tests.requirements import require_tool
-from tests.sources.made import MadeImage, sha256
+from tests.sources.made import INDEX, MadeImage, sha256
 
 # alice:secret, as `htpasswd -nbBC 4` writes it.
 HTPASSWD = "alice:$2y$04$jDXczvT41/VBHuMvqlA5ueHX7IwLauTdW6iUxbTgDgyWl06IVCaS2\n"
@@ -74,6 +74,10 @@ class Misbehaving:
     media_type: str = "application/vnd.oci.image.manifest.v1+json"
     redirect_to: str = ""
     """Another server's URL, to which blob requests are sent."""
+    referrers: dict[str, list[bytes]] = field(default_factory=dict)
+    """By digest: pages (indexes) of the referrers API; without any, there is no such API."""
+    tags: dict[str, bytes] = field(default_factory=dict)
+    """Manifests by further tags."""
 
 
 class FakeRegistry:
@@ -131,6 +135,12 @@ class FakeRegistry:
             challenge = f'Bearer realm="http://{self.host}/token",service="fake",scope="repository:made/thing:pull"'
             return _send(request, 401, b"{}", {"WWW-Authenticate": challenge})
         _, _, kind, target = url.path.rsplit("/", 3)
+        if kind == "referrers":
+            return self._send_referrers(request, target, int(parse_qs(url.query).get("page", ["0"])[0]))
+        if kind == "manifests" and target in self.behaviour.tags:
+            body = self.behaviour.tags[target]
+            media_type = json.loads(body)["mediaType"]
+            return _send(request, 200, body, {"Content-Type": media_type})
         if kind == "manifests":
             body = self.manifest if target == "1" else self.blobs.get(target)
             return self._send_or_404(request, body, {"Content-Type": self.behaviour.media_type})
@@ -145,6 +155,14 @@ class FakeRegistry:
             headers = {"Content-Range": f"bytes {offset}-{len(body) - 1}/{len(body)}"}
             return _send(request, 206, body[offset:], headers, self.behaviour.cut_after)
         return _send(request, 200, body, {}, self.behaviour.cut_after)
+
+    def _send_referrers(self, request: BaseHTTPRequestHandler, digest: str, page: int) -> None:
+        pages = self.behaviour.referrers.get(digest, [])
+        if not self.behaviour.referrers:
+            return _send(request, 404, b"{}")
+        following = {"Link": f'</v2/made/thing/referrers/{digest}?page={page + 1}>; rel="next"'} if page + 1 < len(pages) else {}
+        empty = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": []}).encode()
+        _send(request, 200, pages[page] if pages else empty, {"Content-Type": INDEX, **following})
 
     def give_token(self, request: BaseHTTPRequestHandler, parameters: dict[str, list[str]]) -> None:
         self.token_requests.append((parameters, request.headers.get("Authorization", "")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from ipfs_store.cli.command import Command
 from ipfs_store.cli.settings import Settings, Size
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     ipfs-store ipfs-push oci:layout                              # a folder
     ipfs-store ipfs-push containerd:docker.io/library/debian:12  # what containerd has
     ipfs-store ipfs-push --estargz=false --json image.tar        # layers as they are; the result as JSON
+    ipfs-store ipfs-push --referrers REGISTRY/signed:1           # every digest kept, signatures and SBOMs taken along
     """,
 )
 @click.argument("source")
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     "--chunk-size", type=Size(), default="256KiB", show_default=True, metavar="SIZE", help="Of converted layers: what is fetched at once."
 )
 @click.option("--level", type=click.IntRange(1, 9), default=6, show_default=True, help="Of converted layers: compression.")
+@click.option(
+    "--preserve-digests", is_flag=True, help="Leave every byte as it is, so that digests and signatures hold; nothing is converted."
+)
+@click.option("--referrers", is_flag=True, help="Take signatures, SBOMs and the like along (preserves digests).")
 @click.option("--name", default="", help="Name of the image [the source's].")
 @click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS.")
 @click.option("--creds", metavar="USER[:PASSWORD]", envvar="IPFS_STORE_CREDS",
@@ -44,7 +50,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def command(
     settings: Settings, source: str, estargz: bool, platforms: tuple[str, ...], all_platforms: bool, chunk_size: int, level: int,
-    name: str, plain_http: bool, creds: str | None, as_json: bool, quiet: bool,
+    preserve_digests: bool, referrers: bool, name: str, plain_http: bool, creds: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Push the image SOURCE into IPFS, keep it there (pin it), and print its CID.
 
@@ -53,6 +59,9 @@ def command(
     """
     if platforms and all_platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
+    preserve_digests = preserve_digests or referrers
+    if preserve_digests and estargz and click.get_current_context().get_parameter_source("estargz") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--estargz changes digests, --preserve-digests and --referrers keep them")
     if not 4 << 10 <= chunk_size <= 64 << 20:
         raise click.BadParameter("a chunk has 4 KiB to 64 MiB", param_hint="--chunk-size")
 
@@ -73,14 +82,25 @@ def command(
         opening = SourceOptions(credentials=credentials, plain_http=plain_http, progress=progress)
         written = WriteOptions(chunk_size=chunk_size, level=level)
         convert = layer_converter(written, reuse=LAZY, folder=opening.folder, progress=progress) if estargz else None
-        options = PushOptions(platforms=wanted, convert=convert, inspect=lazy_form, name=full_name)
+        options = PushOptions(
+            platforms=wanted, convert=convert, inspect=lazy_form, name=full_name, preserve_digests=preserve_digests, referrers=referrers
+        )
 
         async def push(node: Node) -> tuple[PushResult, str]:
             async with open_image(source, options=opening) as image:
                 return await push_image(node, image, options, progress), full_name or image.name
 
         result, pushed_name = settings.run(push)
+    if preserve_digests and not quiet:
+        _tell_not_lazy(result)
     _print(result, pushed_name, as_json=as_json, quiet=quiet)
+
+
+def _tell_not_lazy(result: PushResult) -> None:
+    plain = sum(layer.toc is None for layer in result.layers)
+    if plain:
+        what = f"{plain} of {len(result.layers)} layers have no table of contents, so they will be fetched whole"
+        click.echo(f"note: {what}; to keep their digests, they were not converted", err=True)
 
 
 def _credentials(text: str | None) -> tuple[str, str] | None:
@@ -114,8 +134,13 @@ def _print(result: PushResult, name: str, *, as_json: bool, quiet: bool) -> None
                     "cid": format_cid(layer.cid),
                     "size": layer.descriptor.size,
                     "converted": layer.converted,
+                    "lazy": layer.toc is not None,
                 }
                 for layer in result.layers
+            ],
+            "referrers": [
+                {"digest": str(item.blob.digest), "subject": str(item.subject), "artifactType": item.artifact_type}
+                for item in result.referrers
             ],
         }
         click.echo(json.dumps(value, indent=2))
@@ -124,5 +149,6 @@ def _print(result: PushResult, name: str, *, as_json: bool, quiet: bool) -> None
         from ipfs_store.cli.sizes import size
 
         blocks = f"{size(result.new_bytes)} new in {result.new_blocks} blocks"
-        click.echo(f"pushed {name or 'the image'}: {size(result.bytes)}, {blocks}, root {format_cid(result.root)}", err=True)
+        more = f", {len(result.referrers)} referrers" if result.referrers else ""
+        click.echo(f"pushed {name or 'the image'}{more}: {size(result.bytes)}, {blocks}, root {format_cid(result.root)}", err=True)
     click.echo(cid)

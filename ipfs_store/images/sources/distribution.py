@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping
 import httpx
 import trio
 
-from ipfs_store.errors import BlobMismatch, InvalidDescriptor
+from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDescriptor
+from ipfs_store.images.referrers import COSIGN_SUFFIXES, fallback_tag
 from ipfs_store.images.sources.scratch import PIECE, Scratch, check_bytes
 from ipfs_store.images.sources.session import Broken, Session, check_status
-from ipfs_store.oci import Descriptor, Digest, Reference
+from ipfs_store.oci import Descriptor, Digest, Index, Reference
 from ipfs_store.oci.manifest import MAX_DOCUMENT, decode_document
 from ipfs_store.oci.media_types import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, is_index, is_manifest
 
+_REFERRER_PAGES = 100
 _ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
 
 
@@ -56,6 +58,44 @@ class Registry:
         headers = {"Accept": descriptor.media_type} if listed else {}
         body, _ = await self._small(path, f"{descriptor.digest} of {self.reference}", headers)
         return check_bytes(body, descriptor, self._where)
+
+    async def referrers(self, subject: Digest) -> list[Descriptor]:
+        """What refers to a manifest: by the referrers API, else by the tag that stands in for it, and by cosign's tags.
+
+        Raises InvalidDescriptor where an answer is no index.
+        """
+        found = await self._listed_referrers(subject)
+        for suffix in COSIGN_SUFFIXES:
+            try:
+                body, headers = await self._small(
+                    f"manifests/{fallback_tag(subject)}{suffix}", f"{suffix} of {subject}", {"Accept": _ACCEPT}
+                )
+            except ImageNotFound:
+                continue
+            media_type = headers.get("Content-Type", "").partition(";")[0].strip()
+            found.append(Descriptor(media_type, Digest.of(body), len(body)))
+        return list({item.digest: item for item in found}.values())
+
+    async def _listed_referrers(self, subject: Digest) -> list[Descriptor]:
+        what = f"the referrers of {subject}"
+        path = f"referrers/{subject}"
+        found: list[Descriptor] = []
+        for _ in range(_REFERRER_PAGES):
+            try:
+                body, headers = await self._small(path, what, {"Accept": OCI_INDEX})
+            except ImageNotFound:
+                if found:
+                    raise
+                try:
+                    body, headers = await self._small(f"manifests/{fallback_tag(subject)}", what, {"Accept": OCI_INDEX})
+                except ImageNotFound:
+                    return []
+            found += Index.parse(body, where=f"{self._where}: {what}", media_type=OCI_INDEX).manifests
+            following = re.match(r"\s*<([^>]+)>\s*;\s*rel=\"?next\"?", headers.get("Link", ""))
+            if following is None:
+                return found
+            path = str(httpx.URL(f"{self._session.base}/").join(following[1]))
+        raise InvalidDescriptor(f"{self._where}: {what} fill more than {_REFERRER_PAGES} pages")
 
     async def download(self, descriptor: Descriptor, target: Scratch, advance: Callable[[int], None]) -> None:
         """All of a blob into ``target``; raises ImageNotFound, BlobMismatch, StorageFailed."""

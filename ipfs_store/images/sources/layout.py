@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ipfs_store.errors import ImageNotFound, InvalidInput, InvalidReference
+from ipfs_store.images.referrers import COSIGN_SUFFIXES, fallback_tag
 from ipfs_store.images.sources.files import Files
 from ipfs_store.images.sources.stored import StoredImage
 from ipfs_store.oci import Descriptor, Digest, Index, Reference
@@ -14,6 +16,7 @@ from ipfs_store.oci.media_types import OCI_INDEX, is_index, is_manifest
 
 _CONTAINERD_NAME = "io.containerd.image.name"
 _REF_NAME = "org.opencontainers.image.ref.name"
+_REFERRER_TAG = re.compile(r"sha256-[0-9a-f]{64}(\.[a-z]+)?")
 _SHOWN = 20
 
 
@@ -34,13 +37,47 @@ def open_layout(files: Files, wanted: str = "") -> StoredImage:
     images = [item for item in index.manifests if is_index(item.media_type) or is_manifest(item.media_type)]
     if not images:
         raise ImageNotFound(f"{files.where} has no image in it: its index.json lists none")
-    name, chosen = _choose(images, wanted, files.where)
+    name, chosen = _choose(images if wanted else _without_referrers(images), wanted, files.where)
     if len(chosen) == 1:
-        return StoredImage(files, name, _without_names(chosen[0]), {}, {})
+        return LayoutImage(files, name, _without_names(chosen[0]), {}, images)
     # Manifests of several platforms side by side: the index that they would have elsewhere is made.
     made = encode_document({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [item.to_json() for item in chosen]})
     root = Descriptor(OCI_INDEX, Digest.of(made), len(made))
-    return StoredImage(files, name, root, {root.digest: made}, {})
+    return LayoutImage(files, name, root, {root.digest: made}, images)
+
+
+class LayoutImage(StoredImage):
+    """An image of a layout, which may have others that refer to it."""
+
+    def __init__(self, files: Files, name: str, root: Descriptor, made: Mapping[Digest, bytes], listed: Sequence[Descriptor]) -> None:
+        """``listed``: everything in ``index.json``."""
+        super().__init__(files, name, root, made, {})
+        self._listed = listed
+
+    async def referrers(self, subject: Digest) -> Sequence[Descriptor]:
+        """See ``referrers.Referring``: by their ``subject``, by the tag of a list of them, by cosign's tags."""
+        tag = fallback_tag(subject)
+        found: list[Descriptor] = []
+        for item in self._listed:
+            label = item.annotations.get(_REF_NAME, "").rpartition(":")[2]
+            if label == tag and is_index(item.media_type):
+                found += Index.parse(await self.fetch(item), media_type=item.media_type).manifests
+            elif is_manifest(item.media_type) and (
+                label in {tag + suffix for suffix in COSIGN_SUFFIXES} or await self._subject(item) == str(subject)
+            ):
+                found.append(item)
+        return [_without_names(item) for item in {item.digest: item for item in found}.values()]
+
+    async def _subject(self, item: Descriptor) -> str:
+        document = decode_document(await self.fetch(item), where=f"manifest {item.digest}")
+        about = document.get("subject")
+        return str(about.get("digest", "")) if isinstance(about, dict) else ""
+
+
+def _without_referrers(images: Sequence[Descriptor]) -> Sequence[Descriptor]:
+    """Without what says that it is no image but belongs to one; all, if that leaves none."""
+    found = [item for item in images if not _REFERRER_TAG.fullmatch(_label(item).rpartition(":")[2]) and "artifactType" not in item.extra]
+    return found or images
 
 
 def _choose(images: Sequence[Descriptor], wanted: str, where: str) -> tuple[str, list[Descriptor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ipfs_store.images.sources.distribution import Registry
 from ipfs_store.images.sources.options import SourceOptions
 from ipfs_store.images.sources.scratch import Scratch
 from ipfs_store.images.sources.session import connect
-from ipfs_store.oci import Descriptor, Reference
+from ipfs_store.oci import Descriptor, Digest, Reference
 
 
 async def open_registry_image(text: str, options: SourceOptions) -> RegistryImage:
@@ -41,6 +41,10 @@ class RegistryImage:
         self._data = data
         self._registry = registry
         self._options = options
+
+    async def referrers(self, subject: Digest) -> Sequence[Descriptor]:
+        """See ``referrers.Referring``; raises RegistryUnavailable, InvalidDescriptor."""
+        return await self._registry.referrers(subject)
 
     async def fetch(self, descriptor: Descriptor) -> bytes:
         """A small blob; raises ImageNotFound, BlobMismatch, RegistryUnavailable."""
