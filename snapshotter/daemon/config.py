@@ -37,6 +37,8 @@ class DataPlaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds for a layer's table of contents to come; then it is pulled the ordinary way."""
     give_up: Seconds = 60.0
     """Seconds that a read is tried again while the node is away; then it fails with EIO."""
+    abandon: Seconds = 60.0
+    """Seconds without a data plane that can be started; then the mount is ended, so that readers get an error in place of waiting for ever."""
     read_ahead_kib: Annotated[int, msgspec.Meta(ge=0)] = 1024
 
 
@@ -77,6 +79,7 @@ peers = []                          # machines to ask for blocks: "http://host:p
 [dataplane]
 mount_timeout = 60                  # seconds for a layer's table of contents; then it is pulled the ordinary way
 give_up = 60                        # seconds that a read is tried again; then it fails with EIO
+abandon = 60                        # seconds without a data plane that can be started; then readers get an error
 read_ahead_kib = 1024
 
 [cache]

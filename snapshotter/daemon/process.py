@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import importlib.util
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from ipfs_store import __version__
 from ipfs_store.errors import InvalidInput, IpfsStoreError, StorageFailed
 from snapshotter.daemon.config import Config
 from snapshotter.dataplane.client import DataPlane, Launch
+from snapshotter.holder import notify
 
 _log = logging.getLogger(__name__)
 _GRACE = 10.0  # seconds that requests have to end when the daemon does
+_KEPT = "fuse"
+"""The name of the FUSE descriptor in systemd's descriptor store."""
 _WATCH = 2.0  # seconds between looks at whether the daemon is to end, while it waits for the data plane's end
 
 
-def data_plane(config: Config) -> DataPlane:
-    """The data plane of this configuration, running or not."""
+def data_plane(config: Config, kept: int | None = None) -> DataPlane:
+    """The data plane of this configuration, running or not. ``kept``: see `DataPlane`."""
     root = Path(config.root)
     return DataPlane(
         Launch(
@@ -37,8 +42,11 @@ def data_plane(config: Config) -> DataPlane:
             give_up=config.dataplane.give_up,
             cache_max_bytes=config.cache_bytes,
             read_ahead_kib=config.dataplane.read_ahead_kib,
+            abandon=config.dataplane.abandon,
             log_level=config.log_level,
-        )
+            code=code_identity(),
+        ),
+        kept=kept,
     )
 
 
@@ -57,24 +65,25 @@ def run_daemon(config: Config) -> None:
         from snapshotter.service.grpc import start_server
         from snapshotter.service.snapshots import Snapshotter
 
-        plane = data_plane(config)
+        plane = data_plane(config, notify.kept_descriptors().get(_KEPT))
         started = plane.start()
+        _keep_with_systemd(plane)
         ended = threading.Event()
         try:
             snapshotter = Snapshotter(root, FuseMounter(plane, timeout=config.dataplane.mount_timeout))
             server = start_server(snapshotter, Path(config.socket))
         except BaseException:
             if started:  # it would hold a mount that nobody asked for
-                plane.stop(unmount=True)
+                plane.stop()
             raise
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         keeper = threading.Thread(target=_keep, args=(plane, snapshotter.restore, ended), name="keeper")
         keeper.start()
         _log.info("serving snapshots on %s; state in %s", config.socket, root)
-        _notify("READY=1")
+        _tell_systemd("READY=1")
         ended.wait()
-        _notify("STOPPING=1")
+        _tell_systemd("STOPPING=1")
         _log.info("stopping; mounted layers stay for the containers that use them")
         server.stop(_GRACE).wait()
         keeper.join()
@@ -117,7 +126,8 @@ def stop_all(config: Config, *, unmount: bool, force: bool = False) -> None:
         finally:
             os.close(handle)
     if unmount:
-        data_plane(config).stop(unmount=True)
+        data_plane(config).stop()
+        Path(config.socket).unlink(missing_ok=True)
 
 
 def _keep(plane: DataPlane, restore: object, ended: threading.Event) -> None:
@@ -127,9 +137,10 @@ def _keep(plane: DataPlane, restore: object, ended: threading.Event) -> None:
     while not ended.is_set():
         if not plane.wait_gone(_WATCH) or ended.is_set():
             continue
-        _log.error("the data plane ended; starting another")
+        _log.error("the holder of the FUSE connection ended; starting another")
         try:
             plane.start()
+            _keep_with_systemd(plane)
         except IpfsStoreError as error:
             _log.error("%s", error.message)
             ended.wait(_WATCH)
@@ -176,14 +187,34 @@ def _relative_lower(options: str, root: Path) -> bool:
     return f"upperdir={root}/" in options and "lowerdir=layers/" in options
 
 
-def _notify(state: str) -> None:
-    """sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
+def _tell_systemd(state: str, *descriptors: int) -> None:
+    try:
+        notify.notify(state, *descriptors)
+    except OSError as error:
+        _log.warning("systemd was not told %s: %s", state.splitlines()[0], error)
+
+
+def _keep_with_systemd(plane: DataPlane) -> None:
+    """Have systemd keep the FUSE descriptor too, if it is there: then the connection outlives even the end of all our processes."""
+    if not os.environ.get("NOTIFY_SOCKET"):
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-        try:
-            connection.connect("\0" + address[1:] if address.startswith("@") else address)
-            connection.sendall(state.encode())
-        except OSError as error:
-            _log.warning("systemd was not told %s: %s", state, error)
+    descriptor = plane.share()
+    try:
+        # Only one is needed, and the one before may be of a connection that has ended.
+        _tell_systemd(f"FDSTOREREMOVE=1\nFDNAME={_KEPT}")
+        _tell_systemd(f"FDSTORE=1\nFDNAME={_KEPT}", descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def code_identity() -> str:
+    """Names the code that is installed: version, and what an upgrade in place changes of its files."""
+    seen = hashlib.sha256()
+    for package in ("ipfs_store", "snapshotter"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.submodule_search_locations
+        for folder in spec.submodule_search_locations:
+            for path in sorted(Path(folder).rglob("*.py")):
+                status = path.stat()
+                seen.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return f"{__version__}-{seen.hexdigest()[:16]}"

@@ -1,10 +1,12 @@
-"""``python -m snapshotter.dataplane``: the data plane's process. The daemon starts it; people do when they look for a fault."""
+"""``python -m snapshotter.dataplane``: the data plane's process. The holder of the FUSE connection starts it."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -12,6 +14,8 @@ from pathlib import Path
 
 from ipfs_store.errors import IpfsStoreError
 from snapshotter.dataplane.server import LayerSource, Settings, serve
+from snapshotter.holder import channel
+from snapshotter.holder.channel import Message
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--give-up", type=float, default=GIVE_UP, metavar="SECONDS", help="then a read fails (default %(default)s)")
     arguments.add_argument("--read-ahead-kib", type=int, default=READ_AHEAD_KIB, metavar="N", help="of the mount (default %(default)s)")
     arguments.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
-    arguments.add_argument("--ready-fd", type=int, default=None, help=argparse.SUPPRESS)
+    arguments.add_argument("--code", default="", help=argparse.SUPPRESS)  # tells the daemon that we run what it would start
+    arguments.add_argument("--holder-fd", type=int, required=True, help=argparse.SUPPRESS)
+    arguments.add_argument("--fuse-fd", type=int, required=True, help=argparse.SUPPRESS)
     return arguments
 
 
@@ -52,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return open_source(options.node, path=options.node_path, peers=tuple(options.peer), timeout=options.node_timeout)
 
-    return run(options, [word for word in given if not word.startswith("--ready-fd=")], source)
+    return run(options, source)
 
 
-def run(options: argparse.Namespace, given: Sequence[str], source: OpenSource) -> int:
-    """`main`, with layers from ``source``. ``given``: the arguments as they were, for the status."""
+def run(options: argparse.Namespace, source: OpenSource) -> int:
+    """`main`, with layers from ``source``."""
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
@@ -69,11 +75,14 @@ def run(options: argparse.Namespace, given: Sequence[str], source: OpenSource) -
         cache_max_bytes=options.cache_max_bytes,
         give_up=options.give_up,
         read_ahead_kib=options.read_ahead_kib,
-        arguments=tuple(given),
+        command=tuple(word for word in sys.orig_argv if not word.startswith(("--holder-fd=", "--fuse-fd="))),
     )
+    end = socket.socket(fileno=options.holder_fd)
+    for descriptor in (options.holder_fd, options.fuse_fd):
+        os.set_inheritable(descriptor, False)
     failure: BaseExceptionGroup[IpfsStoreError | OSError] | None = None
     try:
-        serve(settings, source, lambda: _say(options.ready_fd, "ready"))
+        serve(settings, source, end, options.fuse_fd)
     except* (IpfsStoreError, OSError) as group:
         failure = group
     if failure is not None:
@@ -81,7 +90,8 @@ def run(options: argparse.Namespace, given: Sequence[str], source: OpenSource) -
         text = error.message if isinstance(error, IpfsStoreError) else str(error)
         hint = f" ({error.hint})" if isinstance(error, IpfsStoreError) and error.hint else ""
         _log.error("%s%s", text, hint)
-        _say(options.ready_fd, f"error: {text}{hint}")
+        with contextlib.suppress(OSError):  # the log has it, if nobody is there to hear it
+            end.send(channel.encode(Message("failed", text=f"{text}{hint}")))
         return 1
     return 0
 
@@ -91,17 +101,6 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _say(descriptor: int | None, word: str) -> None:
-    """To whoever started us, once: that we serve, or why not."""
-    if descriptor is None:
-        return
-    try:
-        os.write(descriptor, f"{word}\n".encode())
-        os.close(descriptor)
-    except OSError as error:
-        _log.debug("nobody waits for %r: %s", word, error)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The data plane as the daemon sees it: started where it does not run, asked over its socket, noticed when it is gone.
+"""The data plane as the daemon sees it: started where it does not run, asked over its socket, replaced where it should be another.
 
 Synchronous and thread-safe: gRPC threads call it. Every call opens a connection of its own (20 µs on a unix socket), so calls do not wait
-for each other. The process is in a session of its own and goes on when the daemon ends; the next daemon attaches to it.
+for each other. The data plane and the holder of its FUSE connection are in sessions of their own and go on when the daemon ends; the next
+daemon finds them by their sockets.
 
-**A data plane that died**: its mount is dead with it, and so are the overlays on top (nobody else holds the connection). The next `mount`
-or `start` brings up a new process, which knows no layer. The caller learns of it in two ways, and mounts its layers again: `check` says no
-for each of them, and ``on_respawn``, if given, is called (in the calling thread, before `mount` goes on). `wait_gone` blocks until the
-process ends, for a thread that watches.
+**Who keeps whom**: the holder always starts another data plane when one dies; readers wait meanwhile, and that is all. When the holder is
+lost the data plane goes on, and `start` brings another holder, which takes the connection from it. When both are lost at once, `start` goes
+on with a descriptor that somebody kept (systemd), if there is one; else the mount is dead, and a new one takes its place: running containers
+have lost their files then, new ones have not. `wait_gone` blocks until the holder ends, for a thread that watches.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import contextlib
 import logging
 import os
 import select
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from ipfs_store.errors import IpfsStoreError, Unavailable
 from snapshotter.dataplane.control import (
@@ -36,11 +38,13 @@ from snapshotter.dataplane.control import (
     Mount,
     Request,
     Status,
-    Stop,
     Unmount,
     decode_answer,
     encode,
 )
+from snapshotter.holder import locks, requests
+from snapshotter.holder.mounts import end_mount, mounts_at
+from snapshotter.holder.requests import NoHolder, Refused
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +52,8 @@ START_TIMEOUT = 20.0
 """Seconds for a new process to serve: imports and the mount take half a second, a busy machine much longer."""
 ANSWER_TIMEOUT = 10.0
 """Seconds for everything that is answered from memory."""
+LOOK_AGAIN = 0.05
+"""Seconds between two looks at whether the next data plane serves: it takes half a second."""
 STOP_TIMEOUT = 10.0
 """Seconds for the process to end after it said that it will."""
 
@@ -93,10 +99,30 @@ class Launch:
     give_up: float | None = None
     cache_max_bytes: int | None = None
     read_ahead_kib: int | None = None
+    abandon: float | None = None
+    """Without a data plane that can be started for so long, the holder ends the connection."""
     log_level: str = "info"
     log: Path | None = None
-    """Appended to by the process; None: it writes where we do."""
+    """Appended to by the processes; None: they write where we do."""
+    resend: bool = True
+    """False: as if the kernel could not send requests again."""
+    code: str = ""
+    """Names the code that would run: a data plane that runs other code is replaced."""
     program: tuple[str, ...] = (sys.executable, "-m", "snapshotter.dataplane")
+
+    @property
+    def holder(self) -> Path:
+        """The holder's socket."""
+        return self.control.with_name("holder.sock")
+
+    @property
+    def record(self) -> Path:
+        """What the holder notes of the connection."""
+        return self.control.with_name("fuse.json")
+
+    def command(self) -> tuple[str, ...]:
+        """What the holder starts."""
+        return (*self.program, *self.arguments())
 
     def arguments(self) -> list[str]:
         """The command line behind ``program``."""
@@ -108,6 +134,7 @@ class Launch:
             "give-up": self.give_up,
             "cache-max-bytes": self.cache_max_bytes,
             "read-ahead-kib": self.read_ahead_kib,
+            "code": self.code or None,
         }
         line += [f"--{name}={value}" for name, value in options.items() if value is not None]
         return [*line, f"--log-level={self.log_level}"]
@@ -126,46 +153,45 @@ class NativeMount:
 class DataPlane:
     """A data plane that runs when it is needed."""
 
-    def __init__(self, launch: Launch, *, on_respawn: Callable[[], None] | None = None) -> None:
+    def __init__(self, launch: Launch, *, kept: int | None = None) -> None:
+        """``kept``: the descriptor of a FUSE connection that was kept for us, to go on with if nobody has it any more."""
         self.launch = launch
-        self._on_respawn = on_respawn
+        self._kept = kept
         self._starting = threading.Lock()
-        self._instance = ""
 
     def start(self) -> bool:
-        """Attach to the process that runs, or start one; True if it was started. Raises DataPlaneGone if none comes up."""
+        """Attach to what runs, or start what is missing of it; True if the mount is a new one.
+
+        A data plane that runs with other settings, or other code, is replaced by one that runs with ours; who reads does not notice.
+        Raises DataPlaneGone if none comes up.
+        """
         with self._starting:
+            new = False
             try:
-                status = self.status()
-                started = False
-            except DataPlaneGone:
-                self._spawn()
-                status = self.status()
-                started = True
-            replaced, self._instance = bool(self._instance) and status.instance != self._instance, status.instance
-        if not started and status.arguments != self.launch.arguments():
-            _log.warning(
-                "the data plane (process %d) runs with other settings than it would be started with; they take effect when it is stopped",
-                status.pid,
-            )
-        if replaced:
-            _log.error("the data plane died and was replaced by process %d; layers are mounted again", status.pid)
-            if self._on_respawn is not None:
-                self._on_respawn()
-        return started
+                holder = self._ask_holder("status")
+            except NoHolder:
+                new = self._start_holder()
+                holder = self._ask_holder("status")
+            if tuple(holder["command"]) != self.launch.command():
+                self._replace()
+            if self._kept is not None:  # the holder has it
+                os.close(self._kept)
+                self._kept = None
+        return new
+
+    def share(self) -> int:
+        """The FUSE descriptor, for somebody who keeps it too; the caller closes it. Raises DataPlaneGone."""
+        try:
+            return int(self._ask_holder("share")["descriptor"])
+        except (NoHolder, KeyError) as error:
+            raise DataPlaneGone(f"nobody holds the FUSE connection: {error}") from error
 
     def mount(self, layer: int, source: Source, *, timeout: float = 60.0) -> Path:
         """The directory of the layer's root; at once if it is mounted already. Starts the process if need be.
 
         Raises DataPlaneFailed (why the layer cannot be mounted), DataPlaneGone.
         """
-        request = Mount(layer, source.cid, source.digest, source.toc_digest, timeout)
-        try:
-            done = self._done(request, timeout + ANSWER_TIMEOUT)
-        except DataPlaneGone:
-            self.start()
-            done = self._done(request, timeout + ANSWER_TIMEOUT)
-        return Path(done.path)
+        return Path(self._patiently(Mount(layer, source.cid, source.digest, source.toc_digest, timeout), timeout + ANSWER_TIMEOUT).path)
 
     def mount_native(self, layer: int, source: Source, *, namespace: str = "", timeout: float = 60.0) -> NativeMount:
         """The layer's metadata image, ready to be mounted, and the data layers that belong below; from then on its contents are served.
@@ -173,17 +199,13 @@ class DataPlane:
         At once, without the network, if the metadata were built before. Starts the process if need be. Raises as `mount`.
         """
         request = Mount(layer, source.cid, source.digest, source.toc_digest, timeout, mode="native", namespace=namespace)
-        try:
-            done = self._done(request, timeout + ANSWER_TIMEOUT)
-        except DataPlaneGone:
-            self.start()
-            done = self._done(request, timeout + ANSWER_TIMEOUT)
+        done = self._patiently(request, timeout + ANSWER_TIMEOUT)
         return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
 
     def unmount(self, layer: int) -> None:
         """Let go of the layer; nothing happens if it is not mounted, or nobody is there who could have mounted it."""
-        with contextlib.suppress(DataPlaneGone):
-            self._done(Unmount(layer), ANSWER_TIMEOUT)
+        if self.holder_pid():
+            self._patiently(Unmount(layer), ANSWER_TIMEOUT)
 
     def check(self, layer: int) -> bool:
         """Whether the layer is mounted and its process answers."""
@@ -199,29 +221,44 @@ class DataPlane:
             raise DataPlaneFailed(f"asked for its status, the data plane said {answer}")
         return answer
 
-    def stop(self, *, unmount: bool) -> None:
-        """With ``unmount``, end the process and its mount, and wait for it; without, leave it running for the next daemon."""
-        if not unmount:
-            return
+    def stop(self) -> None:
+        """End the data plane, its mount and its holder, and wait for them."""
         try:
-            pid = self.status().pid
-            self._done(Stop(), ANSWER_TIMEOUT)
-        except DataPlaneGone:
-            return
-        if not self._ended(pid, STOP_TIMEOUT):
+            self._ask_holder("stop", timeout=STOP_TIMEOUT)
+        except NoHolder:
+            self._clear()
+        except TimeoutError:
             raise DataPlaneFailed(
-                f"the data plane (process {pid}) does not end", hint=f"kill -9 {pid}; umount --lazy {self.launch.mountpoint}"
-            )
+                f"the holder of the FUSE connection on {self.launch.holder} does not end",
+                hint=f"kill -9 {locks.owner(self.launch.holder.with_suffix('.lock'))}; umount --lazy {self.launch.mountpoint}",
+            ) from None
+        self._remove_traces()
 
     def wait_gone(self, timeout: float | None = None) -> bool:
-        """Block until the process ends (True) or ``timeout`` seconds have passed (False)."""
+        """Block until the holder ends (True) or ``timeout`` seconds have passed (False)."""
         try:
-            connection = self._connect(timeout)
+            connection = self._connect(timeout, self.launch.holder)
         except DataPlaneGone:
             return True
         with connection:
             readable, _, _ = select.select([connection], [], [], timeout)
             return bool(readable)
+
+    def holder_pid(self) -> int:
+        """The process that holds the connection; 0 if there is none."""
+        return locks.owner(self.launch.holder.with_suffix(".lock"))
+
+    def _patiently(self, request: Request, timeout: float) -> Done:
+        """Ask; whoever serves may just be replaced, and what is missing is started."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                return self._done(request, timeout)
+            except DataPlaneGone:
+                if time.monotonic() > deadline:
+                    raise
+                self.start()
+                time.sleep(LOOK_AGAIN)
 
     def _done(self, request: Request, timeout: float) -> Done:
         answer = self._ask(request, timeout)
@@ -249,36 +286,83 @@ class DataPlane:
             except (ConnectionError, BrokenPipeError) as error:
                 raise DataPlaneGone(f"the data plane on {self.launch.control} ended while it was asked") from error
 
-    def _connect(self, timeout: float | None) -> socket.socket:
+    def _connect(self, timeout: float | None, path: Path | None = None) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             connection.settimeout(timeout)
-            connection.connect(str(self.launch.control))
+            connection.connect(str(path or self.launch.control))
         except OSError as error:
             connection.close()
             raise DataPlaneGone(f"no data plane on {self.launch.control}: {error.strerror or error}") from error
         return connection
 
-    def _spawn(self) -> None:
+    # The holder.
+
+    def status_of_holder(self) -> dict[str, Any]:
+        """What it says: ``pid``, ``worker`` (the data plane that serves, 0 for none), ``command``, ``served``, ``resend``; raises DataPlaneGone."""
+        try:
+            return self._ask_holder("status")
+        except NoHolder as error:
+            raise DataPlaneGone(str(error)) from error
+
+    def _ask_holder(self, op: str, command: tuple[str, ...] = (), timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
+        return requests.ask(self.launch.holder, requests.Request(op, command), timeout=timeout)
+
+    def _replace(self) -> None:
+        _log.info("the data plane runs with other settings or other code than it should, and is replaced")
+        try:
+            self._ask_holder("replace", self.launch.command(), timeout=START_TIMEOUT)
+        except (Refused, NoHolder, TimeoutError) as error:
+            # The one before serves on.
+            _log.error("the data plane cannot be replaced by one with the present settings and code: %s", error)
+
+    def _start_holder(self) -> bool:
+        """One for the data plane that lost its own, for the connection that was kept, or for a new connection; True for a new one."""
+        if locks.owner(self._lock):
+            try:
+                self._spawn(f"--adopt={self.launch.control}")
+                return False
+            except DataPlaneGone as error:
+                _log.error("the data plane has lost its holder and cannot be taken over, so it is ended: %s", error)
+                self._kill_data_plane()
+        if self._kept is not None:
+            try:
+                self._spawn(f"--fuse-fd={self._kept}", descriptor=self._kept)
+                return False
+            except DataPlaneGone as error:
+                _log.error("%s; a new mount takes its place", error)
+        self._spawn()
+        return True
+
+    @property
+    def _lock(self) -> Path:
+        return self.launch.control.with_suffix(".lock")
+
+    def _spawn(self, *options: str, descriptor: int | None = None) -> None:
         read_end, write_end = os.pipe()
+        launch = self.launch
+        command = [sys.executable, "-m", "snapshotter.holder", f"--mountpoint={launch.mountpoint}", f"--socket={launch.holder}"]
+        command += [f"--record={launch.record}", f"--ready-fd={write_end}", *options]
+        command += [] if launch.resend else ["--no-resend"]
+        command += [f"--abandon={launch.abandon}"] if launch.abandon is not None else []
         try:
             with contextlib.ExitStack() as stack:
                 output = None
-                if self.launch.log is not None:
-                    self.launch.log.parent.mkdir(parents=True, exist_ok=True)
-                    output = stack.enter_context(self.launch.log.open("ab"))
+                if launch.log is not None:
+                    launch.log.parent.mkdir(parents=True, exist_ok=True)
+                    output = stack.enter_context(launch.log.open("ab"))
                 process = subprocess.Popen(
-                    [*self.launch.program, *self.launch.arguments(), f"--ready-fd={write_end}"],
+                    [*command, "--", *launch.command()],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    pass_fds=(write_end,),
+                    pass_fds=(write_end,) if descriptor is None else (write_end, descriptor),
                     start_new_session=True,
                 )
         finally:
             os.close(write_end)
         # Reaped here when it ends while we live; in a thread, since nobody else waits for it.
-        threading.Thread(target=process.wait, name="data-plane-reaper", daemon=True).start()
+        threading.Thread(target=process.wait, name="holder-reaper", daemon=True).start()
         with os.fdopen(read_end, "rb") as pipe:
             readable, _, _ = select.select([pipe], [], [], START_TIMEOUT)
             word = pipe.readline().decode(errors="replace").strip() if readable else f"error: nothing heard within {START_TIMEOUT:g} s"
@@ -286,12 +370,28 @@ class DataPlane:
             process.kill()
             raise DataPlaneGone(f"the data plane does not start: {word.removeprefix('error: ') or 'it ended without a word; see its log'}")
 
-    def _ended(self, pid: int, timeout: float) -> bool:
-        try:
-            handle = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return True
-        try:
-            return bool(select.select([handle], [], [], timeout)[0])
-        finally:
-            os.close(handle)
+    def _clear(self) -> None:
+        """There is no holder: end what is left of a data plane and its mount."""
+        self._kill_data_plane()
+        for _ in mounts_at(self.launch.mountpoint):
+            end_mount(self.launch.mountpoint)
+
+    def _kill_data_plane(self) -> None:
+        pid = locks.owner(self._lock)
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                handle = os.pidfd_open(pid)
+                try:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    if not select.select([handle], [], [], STOP_TIMEOUT)[0]:
+                        raise DataPlaneFailed(
+                            f"the data plane (process {pid}) does not end", hint=f"what does it wait for? cat /proc/{pid}/stack"
+                        )
+                finally:
+                    os.close(handle)
+
+    def _remove_traces(self) -> None:
+        launch = self.launch
+        for path in (launch.holder, launch.control, launch.record):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(launch.control.with_suffix(".layers"), ignore_errors=True)

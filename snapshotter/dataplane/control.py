@@ -45,11 +45,11 @@ class Ask(msgspec.Struct, frozen=True, tag="status", tag_field="op"):
     """Say everything about yourself."""
 
 
-class Stop(msgspec.Struct, frozen=True, tag="stop", tag_field="op"):
-    """Unmount and end."""
+class Adopt(msgspec.Struct, frozen=True, tag="adopt", tag_field="op"):
+    """From a new holder, after the one before was lost: hand over the FUSE connection, and a channel."""
 
 
-Request = Mount | Unmount | Check | Ask | Stop
+Request = Mount | Unmount | Check | Ask | Adopt
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", tag_field="answer"):
@@ -111,14 +111,24 @@ class Status(msgspec.Struct, frozen=True, tag="status", tag_field="answer"):
     instance: str
     """Different for each process that ever served: layers have to be mounted again in a new one."""
     mountpoint: str
-    arguments: list[str]
+    command: list[str]
     """What it was started with."""
     cache_bytes: int
     rss_bytes: int
     layers: list[LayerStatus]
 
 
-Answer = Done | Failed | Status
+class Adopted(msgspec.Struct, frozen=True, tag="adopted", tag_field="answer"):
+    """Two descriptors come with it: the connection, and the holder's end of the channel."""
+
+    pid: int
+    command: list[str]
+    """What the data plane was started with."""
+    handshake: str
+    """`snapshotter.holder.handshake.Handshake.encode`."""
+
+
+Answer = Done | Failed | Status | Adopted
 
 _encoder = msgspec.json.Encoder()
 _requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)

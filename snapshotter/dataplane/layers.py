@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -103,7 +104,7 @@ class Readable:
     """A layer whose files can be read."""
 
     generation: int
-    """Tells the kernel that a number which is used again means other files; unlike any other layer's."""
+    """Unlike that of any other layer in this process."""
     cid: str
     digest: str
     toc_digest: str
@@ -121,6 +122,11 @@ class MountedLayer(Readable):
 
     number: int
     tree: LayerTree
+
+    @property
+    def identity(self) -> int:
+        """Tells the kernel that a number which is used again means other files; the same in every process."""
+        return zlib.crc32(f"{self.cid} {self.toc_digest}".encode()) | 1
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -14,8 +14,9 @@ import itertools
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pyfuse3
 import trio
@@ -29,6 +30,9 @@ from snapshotter.dataplane.layers import MountedLayer
 from snapshotter.dataplane.processes import is_dying
 from snapshotter.dataplane.reader import ChunkReader
 from snapshotter.dataplane.tree import ROOT
+from snapshotter.dataplane.waiters import Waiters
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -65,29 +69,34 @@ class LayerOperations(pyfuse3.Operations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, reader: ChunkReader, contents: ContentTree) -> None:
+    def __init__(self, reader: ChunkReader, contents: ContentTree, waiters: Waiters, *, give_up: float) -> None:
+        """``give_up``: seconds that a request waits for a layer that is being opened again."""
         super().__init__()
         self.layers: dict[int, MountedLayer] = {}
+        self.coming: dict[int, trio.Event] = {}
+        """Layers that are mounted and not open yet, since this process is new; whoever asks for one waits for its event."""
+        self._waiters = waiters
+        self._give_up = give_up
         self._contents = contents
         self._reader = reader
         self._open: dict[int, _Open] = {}
         self._serials = itertools.count(1)
         self._logged: dict[tuple[int, int], float] = {}
 
-    # Names and attributes: all in memory, answered without waiting.
+    # Names and attributes: all in memory, answered without waiting (but for a layer that a new process has not opened yet).
 
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """The entry called ``name``; a name that a layer does not have is remembered by the kernel too."""
         if is_content(parent_inode):
-            return await self._contents.lookup(parent_inode, name, ctx)
+            return await self._content(lambda: self._contents.lookup(parent_inode, name, ctx), errno.ENOENT, ctx.pid)
         if parent_inode == pyfuse3.ROOT_INODE:
             if name == CONTENT_NAME:
                 return await self._contents.getattr(CONTENT_ROOT)
-            layer = self.layers.get(int(name)) if name.isdigit() else None
+            layer = await self._layer(int(name), ctx.pid) if name.isdigit() else None
             if layer is None or str(layer.number).encode() != name:
                 raise FUSEError(errno.ENOENT)  # not to be remembered: it may be mounted in a moment
             return _attributes(layer, ROOT)
-        layer, parent = self._node(parent_inode)
+        layer, parent = await self._node(parent_inode, ctx.pid)
         node = layer.tree.lookup(parent, name)
         if node:
             return _attributes(layer, node)
@@ -99,12 +108,12 @@ class LayerOperations(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Attributes of any inode."""
         if is_content(inode):
-            return await self._contents.getattr(inode)
-        return self._root() if inode == pyfuse3.ROOT_INODE else _attributes(*self._node(inode))
+            return await self._content(lambda: self._contents.getattr(inode), errno.ESTALE, ctx.pid)
+        return self._root() if inode == pyfuse3.ROOT_INODE else _attributes(*await self._node(inode, ctx.pid))
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """A symbolic link's target."""
-        layer, node = self._node(inode)
+        layer, node = await self._node(inode, ctx.pid)
         return FileNameT(layer.tree.link(node))
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
@@ -112,7 +121,7 @@ class LayerOperations(pyfuse3.Operations):
         if name.startswith(_ACL):
             raise FUSEError(errno.EOPNOTSUPP)  # ls then stops asking, for every file after
         if inode != pyfuse3.ROOT_INODE and not is_content(inode):
-            layer, node = self._node(inode)
+            layer, node = await self._node(inode, ctx.pid)
             value = layer.tree.xattrs.get(node, {}).get(name)
             if value is not None:
                 return value
@@ -124,7 +133,7 @@ class LayerOperations(pyfuse3.Operations):
         """The attributes that the image gave it. overlayfs asks for its own by name, and would copy them up if they were listed."""
         if inode == pyfuse3.ROOT_INODE or is_content(inode):
             return []
-        layer, node = self._node(inode)
+        layer, node = await self._node(inode, ctx.pid)
         return [XAttrNameT(name) for name in layer.tree.xattrs.get(node, ())]
 
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
@@ -142,14 +151,14 @@ class LayerOperations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """A handle, which is the inode's number."""
         if inode != pyfuse3.ROOT_INODE and not is_content(inode):
-            self._node(inode)
+            await self._node(inode, ctx.pid)
         return FileHandleT(inode)
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Entries from ``start_id``, in the order of names, with their attributes."""
         if is_content(fh):
             return  # nobody lists what it holds; overlayfs asks by name
-        entries = self._list_root(start_id) if fh == pyfuse3.ROOT_INODE else self._list(InodeT(fh), start_id)
+        entries = self._list_root(start_id) if fh == pyfuse3.ROOT_INODE else self._list(*await self._node(InodeT(fh)), start_id)
         for number, name, attributes in entries:
             if not pyfuse3.readdir_reply(token, FileNameT(name), attributes, number + 1):
                 return
@@ -157,8 +166,7 @@ class LayerOperations(pyfuse3.Operations):
     async def releasedir(self, fh: FileHandleT) -> None:
         """Nothing to let go of."""
 
-    def _list(self, inode: InodeT, start: int) -> Iterator[tuple[int, bytes, EntryAttributes]]:
-        layer, folder = self._node(inode)
+    def _list(self, layer: MountedLayer, folder: int, start: int) -> Iterator[tuple[int, bytes, EntryAttributes]]:
         if start < 1:
             yield 0, b".", _attributes(layer, folder)
         if start < 2:
@@ -177,10 +185,10 @@ class LayerOperations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """A handle; pages that the kernel has stay good."""
         if is_content(inode):
-            return await self._contents.open(inode, flags, ctx)
+            return await self._content(lambda: self._contents.open(inode, flags, ctx), errno.ESTALE, ctx.pid)
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
-        layer, node = self._node(inode)
+        layer, node = await self._node(inode, ctx.pid)
         layer.counters.opened.add(node)
         handle = next(self._serials) % _SERIALS << _HANDLE_NODE + _HANDLE_LAYER | layer.number << _HANDLE_NODE | node
         self._open[handle] = _Open(ctx.pid)
@@ -189,9 +197,9 @@ class LayerOperations(pyfuse3.Operations):
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """The bytes, or EIO and one line in the log."""
         if is_content(fh):
-            return await self._contents.read(fh, off, size)
+            return await self._content(lambda: self._contents.read(fh, off, size), errno.ESTALE)
         number, index = fh >> _HANDLE_NODE & (1 << _HANDLE_LAYER) - 1, fh & (1 << _HANDLE_NODE) - 1
-        layer, node = self._node(InodeT(number << _SHIFT | index))
+        layer, node = await self._node(InodeT(number << _SHIFT | index))
         opened = self._open.setdefault(fh, _Open())  # not there: opened by a process that served before us
         data = b""
         with trio.CancelScope() as scope:
@@ -250,12 +258,40 @@ class LayerOperations(pyfuse3.Operations):
 
     # Inodes.
 
-    def _node(self, inode: InodeT) -> tuple[MountedLayer, int]:
+    async def _node(self, inode: InodeT, thread: int = 0) -> tuple[MountedLayer, int]:
         layer = self.layers.get(inode >> _SHIFT)
+        if layer is None:
+            layer = await self._layer(inode >> _SHIFT, thread)
         node = inode & _LOW
         if layer is None or not 0 < node <= layer.tree.nodes:
             raise FUSEError(errno.ESTALE)
         return layer, node
+
+    async def _layer(self, number: int, thread: int) -> MountedLayer | None:
+        """The layer; waits for one that was mounted before this process was, and is being opened."""
+        coming = self.coming.get(number)
+        if coming is not None:
+            await self._settled(coming, thread)
+        return self.layers.get(number)
+
+    async def _content(self, ask: Callable[[], Awaitable[T]], absent: int, thread: int = 0) -> T:
+        """The answer of the content tree; ``absent``, that no layer has the content, counts only once every layer is there."""
+        while True:
+            try:
+                return await ask()
+            except FUSEError as error:
+                if error.errno != absent or not self.coming:
+                    raise
+            await self._settled(next(iter(self.coming.values())), thread)
+
+    async def _settled(self, coming: trio.Event, thread: int) -> None:
+        with self._waiters.wait(thread) as scope, trio.move_on_after(self._give_up) as given:
+            await coming.wait()
+        if scope.cancelled_caught:
+            raise FUSEError(errno.EINTR)
+        if given.cancelled_caught:
+            _log.error("a layer that is mounted could not be opened within %g s; it is waited for no longer", self._give_up)
+            raise FUSEError(errno.EIO)
 
     def _root(self) -> EntryAttributes:
         root = EntryAttributes()
@@ -273,7 +309,7 @@ def _attributes(layer: MountedLayer, node: int) -> EntryAttributes:
     entry = EntryAttributes()
     mode = tree.mode[node]
     entry.st_ino = InodeT(layer.number << _SHIFT | node)
-    entry.generation = layer.generation
+    entry.generation = layer.identity
     entry.entry_timeout = entry.attr_timeout = FOREVER
     entry.st_mode = mode
     entry.st_nlink = tree.nlink[node]

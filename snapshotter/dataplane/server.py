@@ -1,15 +1,16 @@
-"""The process of the data plane: its lock, its mount, its control socket, its end."""
+"""The process of the data plane: its place on the FUSE connection, its control socket, the layers that it was left, its end."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
 import signal
+import socket
+import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +25,40 @@ from snapshotter.cache import ChunkCache, ContentStore, RecentChunks
 from snapshotter.dataplane import control, fusemount
 from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ContentTree
-from snapshotter.dataplane.control import Answer, Ask, Check, Done, Failed, LayerStatus, Mount, Request, Status, Stop, Unmount, Wait
+from snapshotter.dataplane.control import (
+    Adopt,
+    Adopted,
+    Answer,
+    Ask,
+    Check,
+    Done,
+    Failed,
+    LayerStatus,
+    Mount,
+    Request,
+    Status,
+    Unmount,
+    Wait,
+)
 from snapshotter.dataplane.layers import Blob, Counters, MountedLayer, Opened, Readable
 from snapshotter.dataplane.native import NativeLayers
 from snapshotter.dataplane.operations import LayerOperations
 from snapshotter.dataplane.reader import ChunkReader, Chunks, Key
+from snapshotter.dataplane.registry import Registry
+from snapshotter.dataplane.session import Holder, Session
 from snapshotter.dataplane.waiters import Waiters
+from snapshotter.holder.channel import Message
+from snapshotter.holder.handshake import Handshake
+from snapshotter.holder.locks import Occupied, locked
 from snapshotter.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
+
+# Layers whose metadata are on disk are back within milliseconds each; those that are there are served after this long, and who asks for
+# another waits for it.
+REOPEN_BEFORE_SERVING = 2.0
+REOPEN_AGAIN = 2.0
+"""Seconds between two attempts at a layer that was mounted and cannot be opened now."""
 
 
 class LayerSource(Protocol):
@@ -61,15 +87,22 @@ class Settings:
     cache_max_bytes: int
     give_up: float
     read_ahead_kib: int
-    arguments: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    """What the process was started with."""
+
+    @property
+    def registry(self) -> Path:
+        """Where it is noted which layers are mounted."""
+        return self.control.with_suffix(".layers")
 
 
 class DataPlaneServer:
-    """One FUSE mount, and a socket by which its layers come and go."""
+    """One FUSE connection, and a socket by which its layers come and go."""
 
-    def __init__(self, settings: Settings, source: LayerSource) -> None:
+    def __init__(self, settings: Settings, source: LayerSource, holder: Holder) -> None:
         self._settings = settings
         self._source = source
+        self._holder = holder
         self._instance = uuid.uuid4().hex
         self._generation = itertools.count(1)
         # One more than processors: a thread that waits for the disk leaves room for one that computes.
@@ -82,13 +115,36 @@ class DataPlaneServer:
         contents = ContentTree(reader, self._store, self._threads, waiters)
         self._native = NativeLayers(settings.cache, source, contents, self._generation.__next__)
         self._waiters = waiters
-        self._operations = LayerOperations(reader, contents)
+        self._operations = LayerOperations(reader, contents, waiters, give_up=settings.give_up)
+        self._session = Session(self._operations)
+        self._registry = Registry(settings.registry)
         self._changing: dict[int, trio.Lock] = {}
+        self._reopening: dict[int, trio.CancelScope] = {}
+        self._leaving = False
         self._stop = trio.Event()
 
-    async def run(self, listener: trio.SocketListener, ready: Callable[[], None]) -> None:
-        """Serve the mount (which `pyfuse3.init` made) until told to stop, by the socket, by a signal, or by its unmounting."""
+    async def run(self, connection: int) -> None:
+        """Take our place on ``connection`` when the holder says so, and serve until it ends or we are told to leave.
+
+        Raises StorageFailed where we cannot.
+        """
+        handshake = Handshake.decode((await self._holder.expect("init")).handshake)
+        reply = await self._session.greet(handshake)
         async with self._scheduler.running(), trio.open_nursery() as nursery:
+            await self._reopen(nursery)
+            await self._holder.say(Message("prepared", reply=reply.hex()))
+            go = await self._holder.expect("go")
+            try:
+                with locked(self._settings.control.with_suffix(".lock")):
+                    self._session.take(connection, Handshake.decode(go.handshake))
+                    await self._serve(nursery)
+            except Occupied as error:
+                raise StorageFailed(f"a data plane runs already ({error})") from None
+
+    async def _serve(self, nursery: trio.Nursery) -> None:
+        self._settings.control.unlink(missing_ok=True)
+        listener = await _listen(self._settings.control)
+        try:
             nursery.start_soon(self._serve_kernel)
             nursery.start_soon(self._operations.watch_killed)
             nursery.start_soon(self._waiters.watch)
@@ -97,29 +153,75 @@ class DataPlaneServer:
             nursery.start_soon(self._heed_signals)
             nursery.start_soon(trio.to_thread.run_sync, self._cache.count)
             nursery.start_soon(trio.to_thread.run_sync, self._tune)
-            ready()
+            await self._holder.say(Message("serving"))
+            nursery.start_soon(self._holder.keep_company)
             await self._stop.wait()
             nursery.cancel_scope.cancel()
-
-    @property
-    def operations(self) -> LayerOperations:
-        """For `pyfuse3.init`."""
-        return self._operations
+        finally:
+            self._settings.control.unlink(missing_ok=True)
 
     async def _serve_kernel(self) -> None:
-        await pyfuse3.main(max_tasks=fusemount.MAX_TASKS)
-        if not self._stop.is_set():
-            _log.warning("%s was unmounted by somebody; the data plane ends", self._settings.mountpoint)
-            self._stop.set()
+        await self._session.serve()
+        if not self._leaving:
+            await self._holder.say(Message("unmounted"))
+        self._stop.set()
 
     async def _heed_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
-                _log.info("%s: unmounting", signal.Signals(number).name)
-                self._stop.set()
+                _log.info("%s: answering what was asked, and leaving", signal.Signals(number).name)
+                self._leaving = True
+                self._session.leave()
 
     def _tune(self) -> None:
-        fusemount.tune(self._settings.mountpoint, read_ahead_kib=self._settings.read_ahead_kib, scratch=self._settings.control.parent)
+        fusemount.set_read_ahead(self._settings.mountpoint, self._settings.read_ahead_kib)
+
+    # Layers that were mounted before this process was.
+
+    async def _reopen(self, nursery: trio.Nursery) -> None:
+        """Open again what the registry has; return when all is there, or after a while. Who asks for one that is not there waits for it."""
+        requests = self._registry.requests()
+        for request in requests:
+            self._operations.coming[request.layer] = trio.Event()
+        events = list(self._operations.coming.values())
+        for request in requests:
+            nursery.start_soon(self._reopen_one, request)
+        with trio.move_on_after(REOPEN_BEFORE_SERVING):
+            for event in events:
+                await event.wait()
+
+    async def _reopen_one(self, request: Mount) -> None:
+        told = False
+        while request.layer in self._operations.coming:
+            try:
+                with trio.CancelScope() as scope:
+                    self._reopening[request.layer] = scope
+                    async with self._changes(request.layer):
+                        if request.layer in self._operations.coming:
+                            await self._open(request)
+                if scope.cancelled_caught:
+                    continue  # somebody wants to mount or unmount it
+            except IpfsStoreError as error:
+                if not told:
+                    _log.warning("layer %d (ipfs://%s) was mounted and cannot be opened now: %s", request.layer, request.cid, error.message)
+                told = True
+                await trio.sleep(REOPEN_AGAIN)
+                continue
+            except Exception:  # noqa: BLE001 - logged; a defect must cost one layer, not the mounts of the whole machine
+                _log.exception("layer %d (ipfs://%s) was mounted and cannot be opened again", request.layer, request.cid)
+            self._settled(request.layer)
+
+    def _make_way(self, layer: int) -> None:
+        """Whoever asks for a layer does not wait for an attempt to reopen it, which may hang on the network."""
+        scope = self._reopening.get(layer)
+        if scope is not None:
+            scope.cancel()
+
+    def _settled(self, layer: int) -> None:
+        """It is mounted now, or it is not: nobody has to wait."""
+        event = self._operations.coming.pop(layer, None)
+        if event is not None:
+            event.set()
 
     # The control socket.
 
@@ -129,22 +231,26 @@ class DataPlaneServer:
             async with stream:
                 async for data in stream:
                     for line in lines.feed(data):
-                        answer, after = await self._answer(line)
-                        await stream.send_all(control.encode(answer))
-                        if after is not None:
-                            after()
+                        answer = await self._answer(line)
+                        if isinstance(answer, Adopted):
+                            await self._hand_out(stream.socket, answer)
+                        else:
+                            await stream.send_all(control.encode(answer))
 
-    async def _answer(self, line: bytes) -> tuple[Answer, Callable[[], None] | None]:
+    async def _answer(self, line: bytes) -> Answer:
         try:
-            request = control.decode_request(line)
-            if isinstance(request, Stop):
-                return Done(), self._stop.set
-            return await self._do(request), None
+            return await self._do(control.decode_request(line))
         except IpfsStoreError as error:
-            return Failed(error.message, error.hint), None
+            return Failed(error.message, error.hint)
         except Exception as error:  # noqa: BLE001 - logged; a defect must cost one request, not the mounts of the whole machine
             _log.exception("the request %r failed in a way that nobody expected", line[:200])
-            return Failed(f"{type(error).__name__}: {error}"), None
+            return Failed(f"{type(error).__name__}: {error}")
+
+    async def _hand_out(self, to: trio.socket.SocketType, answer: Adopted) -> None:
+        """The answer with the connection and a channel: the one who asked is our holder now."""
+        with self._holder.replaced() as end:
+            rights = struct.pack("ii", self._session.descriptor, end.fileno())
+            await to.sendmsg([control.encode(answer)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
     async def _do(self, request: Request) -> Answer:
         match request:
@@ -160,26 +266,33 @@ class DataPlaneServer:
                 )
             case Ask():
                 return self._status()
-            case Stop():
-                return Done()
+            case Adopt():
+                assert self._session.handshake is not None
+                return Adopted(os.getpid(), list(self._settings.command), self._session.handshake.encode())
 
     async def _mount(self, request: Mount) -> Done:
         if not 0 < request.layer < 1 << 31:
             raise StorageFailed(f"{request.layer} is no layer number")
+        self._make_way(request.layer)
         async with self._changes(request.layer):
-            if request.mode == "native":
-                image = await self._native.mount(request)
-                return Done(path=str(image), data=(str(self._store.data), str(self._settings.mountpoint / os.fsdecode(CONTENT_NAME))))
-            there = self._operations.layers.get(request.layer)
-            if there is None:
-                await self._open(request)
-            elif (there.cid, there.toc_digest) != (request.cid, request.toc_digest):
-                raise StorageFailed(
-                    f"layer {request.layer} is mounted from {there.cid} already; unmount it before it becomes {request.cid}"
-                )
+            done = await self._open(request)
+            self._registry.note(request)
+            self._settled(request.layer)
+        return done
+
+    async def _open(self, request: Mount) -> Done:
+        """Serve the layer, if it is not served already; raises IpfsStoreError."""
+        if request.mode == "native":
+            image = await self._native.mount(request)
+            return Done(path=str(image), data=(str(self._store.data), str(self._settings.mountpoint / os.fsdecode(CONTENT_NAME))))
+        there = self._operations.layers.get(request.layer)
+        if there is None:
+            await self._open_portable(request)
+        elif (there.cid, there.toc_digest) != (request.cid, request.toc_digest):
+            raise StorageFailed(f"layer {request.layer} is mounted from {there.cid} already; unmount it before it becomes {request.cid}")
         return Done(path=str(self._settings.mountpoint / str(request.layer)))
 
-    async def _open(self, request: Mount) -> None:
+    async def _open_portable(self, request: Mount) -> None:
         counters = Counters()
         opened: Opened | None = None
         with trio.move_on_after(request.timeout):
@@ -202,7 +315,10 @@ class DataPlaneServer:
         _log.info("layer %d: %s (ipfs://%s), %d entries", request.layer, request.digest, request.cid, opened.tree.nodes)
 
     async def _unmount(self, number: int) -> None:
+        self._make_way(number)
         async with self._changes(number):
+            self._registry.forget(number)
+            self._settled(number)
             self._native.unmount(number)
             if self._operations.layers.pop(number, None) is not None:
                 pyfuse3.invalidate_entry_async(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(str(number).encode()), ignore_enoent=True)
@@ -219,7 +335,7 @@ class DataPlaneServer:
             pid=os.getpid(),
             instance=self._instance,
             mountpoint=str(self._settings.mountpoint),
-            arguments=list(self._settings.arguments),
+            command=list(self._settings.command),
             cache_bytes=self._cache.used,
             rss_bytes=_rss(),
             layers=[_layer_status(number, layer, waiting.get(layer.generation, [])) for number, layer in self._layers()],
@@ -230,60 +346,27 @@ class DataPlaneServer:
         return sorted([*self._operations.layers.items(), *native], key=lambda item: item[0])
 
 
-def serve(settings: Settings, source: Callable[[], AbstractAsyncContextManager[LayerSource]], ready: Callable[[], None]) -> None:
-    """Be the data plane: returns when it was stopped and unmounted; raises StorageFailed if it cannot start."""
-    with _locked(settings.control):
-        fusemount.clear_stale(settings.mountpoint)
-        settings.control.unlink(missing_ok=True)
-        settings.mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
-        trio.run(_serve, settings, source, ready)
+def serve(settings: Settings, source: Callable[[], AbstractAsyncContextManager[LayerSource]], end: socket.socket, connection: int) -> None:
+    """Be the data plane on ``connection``, as the holder at ``end`` wants it; raises StorageFailed where that cannot be."""
+    trio.run(_serve, settings, source, end, connection)
 
 
 async def _serve(
-    settings: Settings, open_source: Callable[[], AbstractAsyncContextManager[LayerSource]], ready: Callable[[], None]
+    settings: Settings, open_source: Callable[[], AbstractAsyncContextManager[LayerSource]], end: socket.socket, connection: int
 ) -> None:
     async with open_source() as source:
-        server = DataPlaneServer(settings, source)
-        try:
-            pyfuse3.init(server.operations, str(settings.mountpoint), set(fusemount.OPTIONS))
-        except RuntimeError as error:
-            raise StorageFailed(f"cannot mount FUSE on {settings.mountpoint}: {error}", hint="it needs root and /dev/fuse") from error
-        try:
-            listener = await _listen(settings.control)
-            try:
-                await server.run(listener, ready)
-            finally:
-                settings.control.unlink(missing_ok=True)
-        finally:
-            pyfuse3.close(unmount=True)
+        await DataPlaneServer(settings, source, Holder(end)).run(connection)
 
 
 async def _listen(path: Path) -> trio.SocketListener:
-    socket = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    listening = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     before = os.umask(0o177)  # 0600 from the first moment
     try:
-        await socket.bind(str(path))
+        await listening.bind(str(path))
     finally:
         os.umask(before)
-    socket.listen(16)
-    return trio.SocketListener(socket)
-
-
-@contextlib.contextmanager
-def _locked(control_socket: Path) -> Iterator[None]:
-    """Be the only data plane of this socket; the file, which names the process, ends with it."""
-    path = control_socket.with_suffix(".lock")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StorageFailed(f"a data plane runs already (process {file.read().strip()}, {path})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    listening.listen(16)
+    return trio.SocketListener(listening)
 
 
 def _layer_status(number: int, layer: Readable, waiting: list[Wait]) -> LayerStatus:

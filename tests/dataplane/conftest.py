@@ -92,6 +92,6 @@ def plane() -> Iterator[Plane]:
         dataplane.start()
         yield Plane(folder, dataplane)
     finally:
-        dataplane.stop(unmount=True)
+        dataplane.stop()
         assert not os.path.ismount(folder / "mount")
         shutil.rmtree(folder)

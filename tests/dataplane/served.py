@@ -96,6 +96,4 @@ async def open_folder(folder: Path) -> AsyncIterator[LayerSource]:
 
 if __name__ == "__main__":
     folder, *arguments = sys.argv[1:]
-    options = parser().parse_args(arguments)
-    given = [word for word in arguments if not word.startswith("--ready-fd=")]
-    sys.exit(run(options, given, lambda: open_folder(Path(folder))))
+    sys.exit(run(parser().parse_args(arguments), lambda: open_folder(Path(folder))))

@@ -129,7 +129,7 @@ def native() -> Iterator[Native]:
             dataplane.start()
             yield Native(folder, dataplane, stack)
     finally:
-        dataplane.stop(unmount=True)
+        dataplane.stop()
         shutil.rmtree(folder)
 
 
