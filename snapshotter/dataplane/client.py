@@ -48,7 +48,7 @@ from snapshotter.holder.requests import NoHolder, Refused
 
 _log = logging.getLogger(__name__)
 
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 """Seconds for a new process to serve: imports and the mount take half a second, a busy machine much longer."""
 ANSWER_TIMEOUT = 10.0
 """Seconds for everything that is answered from memory."""

@@ -214,7 +214,7 @@ class Supervisor:
             coming.trouble = f"not ready after {self._settings.watchdog:g} s"
             coming.heard = now
             coming.kill()
-        if serving is None and now - self._alone_since > self._settings.abandon:
+        if serving is None and self._ready is None and now - self._alone_since > self._settings.abandon:
             _log.error(
                 "no data plane could be started for %g s (%s): the FUSE connection is ended, and who waits for files of it gets an error",
                 self._settings.abandon, self._last_trouble or "none got ready",
