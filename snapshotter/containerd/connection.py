@@ -86,16 +86,22 @@ def leased(connection: Connection, *, seconds: float = 24 * 3600) -> Iterator[Co
 
     After an exception containerd collects at once whatever nothing else holds.
     """
-    stub = LeasesStub(connection.channel)
-    expires = (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    wanted = leases_pb2.CreateRequest(id=f"ipfs-store-{secrets.token_hex(8)}", labels={"containerd.io/gc.expire": expires})
-    lease = connection.call(stub.Create, wanted).lease.id
+    under_lease = unfinished_lease(connection, seconds=seconds)
+    delete = LeasesStub(connection.channel).Delete
     failed = True
     try:
-        yield replace(connection, lease=lease)
+        yield under_lease
         failed = False
     finally:
-        end(connection, lambda: connection.call(stub.Delete, leases_pb2.DeleteRequest(id=lease, sync=failed)), quietly=failed)
+        wanted = leases_pb2.DeleteRequest(id=under_lease.lease, sync=failed)
+        end(connection, lambda: connection.call(delete, wanted), quietly=failed)
+
+
+def unfinished_lease(connection: Connection, *, seconds: float) -> Connection:
+    """A connection whose calls keep what they make for ``seconds``; nobody ends the lease before."""
+    expires = (datetime.now(UTC) + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    wanted = leases_pb2.CreateRequest(id=f"ipfs-store-{secrets.token_hex(8)}", labels={"containerd.io/gc.expire": expires})
+    return replace(connection, lease=connection.call(LeasesStub(connection.channel).Create, wanted).lease.id)
 
 
 def end(connection: Connection, action: Callable[[], object], *, quietly: bool) -> None:

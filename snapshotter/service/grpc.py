@@ -14,7 +14,9 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from ipfs_store.errors import InvalidInput, IpfsStoreError, StorageFailed, Unavailable
-from snapshotter.containerd.protos import mount_pb2, snapshots_pb2, snapshots_pb2_grpc
+from snapshotter.containerd.protos import diff_pb2_grpc, mount_pb2, snapshots_pb2, snapshots_pb2_grpc
+from snapshotter.service.diff.differ import Differ
+from snapshotter.service.diff.grpc import DiffService
 from snapshotter.service.folders import Mount
 from snapshotter.service.snapshots import Snapshotter
 from snapshotter.state import AlreadyExists, FailedPrecondition, InvalidArgument, Missing, Snapshot, parse_filters
@@ -111,10 +113,12 @@ class Service(snapshots_pb2_grpc.SnapshotsServicer):
         raise AssertionError("abort raises")
 
 
-def start_server(snapshotter: Snapshotter, socket: Path) -> grpc.Server:
-    """Serve on ``socket`` (mode 0600; one that is left over is replaced). Raises StorageFailed."""
+def start_server(snapshotter: Snapshotter, socket: Path, differ: Differ | None = None) -> grpc.Server:
+    """Serve on ``socket`` (mode 0600; one that is left over is replaced), with ``differ`` the diff API too. Raises StorageFailed."""
     server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"), options=[("grpc.so_reuseport", 0)])
     snapshots_pb2_grpc.add_SnapshotsServicer_to_server(Service(snapshotter), server)
+    if differ is not None:
+        diff_pb2_grpc.add_DiffServicer_to_server(DiffService(differ), server)
     # Bound under another name and renamed once it serves: who sees the socket can connect, and one that is left over is replaced.
     bound = socket.with_name(f".{socket.name}")
     if len(os.fsencode(bound)) > _LONGEST_SOCKET:

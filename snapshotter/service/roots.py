@@ -65,7 +65,8 @@ class Roots:
                     _log.warning("%s is mounted again, since the data plane's mount is another one by now", root)
                 root.mkdir(mode=0o700, exist_ok=True)
                 self._folders.data_note(number).write_text(self._identity())
-                self._mount(number, lowers, root, active=active, idmap=idmap)
+                above = (self._folders.upper(number), self._folders.work(number)) if active else None
+                mount_layers(lowers, root, data=self._data, above=above, idmap=idmap, scratch=self._scratch)
             except OSError as error:
                 raise StorageFailed(f"the root of snapshot {number} cannot be mounted: {error}") from error
         return _bind(root, active=active)
@@ -81,14 +82,6 @@ class Roots:
         with self._locks_lock:
             self._locks.pop(number, None)
 
-    def _mount(self, number: int, lowers: Sequence[Layer], root: Path, *, active: bool, idmap: IdMap | None) -> None:
-        with contextlib.ExitStack() as stack:
-            shifts = {layer.idmap: IdMap.between(layer.idmap, idmap) for layer in lowers}
-            namespaces = {have: stack.enter_context(user_namespace(shift)) for have, shift in shifts.items() if shift is not None}
-            given = [Lower(layer.path, namespaces.get(layer.idmap)) for layer in lowers]
-            above = (self._folders.upper(number), self._folders.work(number)) if active else (None, None)
-            mount_stack(Stack(given, self._data, *above), root, scratch=self._scratch)
-
     def _identity(self) -> str:
         """Names the file systems of the data layers: another FUSE mount has another device number."""
         try:
@@ -102,6 +95,17 @@ class Roots:
             lock = self._locks[number]
         with lock:
             yield
+
+
+def mount_layers(
+    layers: Sequence[Layer], target: Path, *, data: Sequence[Path], above: tuple[Path, Path] | None, idmap: IdMap | None, scratch: Path
+) -> None:
+    """Mount ``layers``, the uppermost first, with owners shifted as ``idmap`` says; ``above``: upper and work. Raises OSError."""
+    with contextlib.ExitStack() as stack:
+        shifts = {layer.idmap: IdMap.between(layer.idmap, idmap) for layer in layers}
+        namespaces = {have: stack.enter_context(user_namespace(shift)) for have, shift in shifts.items() if shift is not None}
+        lowers = [Lower(layer.path, namespaces.get(layer.idmap)) for layer in layers]
+        mount_stack(Stack(lowers, data, *(above or (None, None))), target, scratch=scratch)
 
 
 def _bind(root: Path, *, active: bool) -> list[Mount]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
+from snapshotter.mounts import kernel
 from snapshotter.mounts.idmap import IdMap
 from snapshotter.mounts.interface import LayerMounter, LayerSource, MountFailed
 from snapshotter.service.folders import Folders, Mount
 from snapshotter.service.labels import NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, layer_source, namespace_of
-from snapshotter.service.roots import Layer, Roots
+from snapshotter.service.roots import Layer, Roots, mount_layers
 from snapshotter.state import AlreadyExists, Filter, Kind, Missing, Remote, Snapshot, SnapshotState
 
 _log = logging.getLogger(__name__)
 _RESTORERS = 8  # layers mounted at a time after a restart: their TOCs come over the network
+
+
+class NotOurs(IpfsStoreError):
+    """Mounts that are not one of our snapshots and its parent: somebody else has to compare them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upper:
+    """What a snapshot wrote."""
+
+    folder: Path
+    merged: Path
+    """The whole tree with it, read-only, with owners as in the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +55,10 @@ class Snapshotter:
         self._state = SnapshotState(root / "state.db")
         self._folders = Folders(root)
         self._mounter = mounter
-        self._roots = Roots(self._folders, data, root / "scratch") if data else None
+        self._data = tuple(data)
+        self._scratch = root / "scratch"
+        self._scratch.mkdir(mode=0o700, exist_ok=True)
+        self._roots = Roots(self._folders, data, self._scratch) if data else None
         self._targets: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._targets_lock = threading.Lock()
         self._folders.empty_trash([snapshot.id for snapshot in self._state.select()])
@@ -116,6 +134,31 @@ class Snapshotter:
             return Usage(*self._folders.usage(snapshot.id))
         return Usage(snapshot.size, snapshot.inodes)
 
+    @contextlib.contextmanager
+    def written(self, left: Sequence[Mount], right: Sequence[Mount]) -> Iterator[Upper]:
+        """What the snapshot mounted as ``right`` has that its parent, mounted as ``left``, has not. Raises NotOurs, Unavailable, StorageFailed."""
+        snapshot = self._shown(right)
+        if snapshot is None or snapshot.remote is not None:
+            raise NotOurs(f"{[mount.source for mount in right]} is not the mount of a snapshot that was written here")
+        below = self._state.chain(snapshot.parent) if snapshot.parent else []
+        if not self._shows(left, below):
+            raise NotOurs(f"{[mount.source for mount in left]} is not the mount of {snapshot.name!r}'s parent")
+        folder = self._folders.upper(snapshot.id)
+        layers = [Layer(folder, self._folders.idmap(snapshot.id)), *self._lowers(below)]
+        target = self._scratch / f"merged-{uuid.uuid4().hex}"
+        try:
+            target.mkdir(mode=0o700)
+            if len(layers) == 1:  # no overlay has but one directory
+                layers.append(Layer(target))
+            mount_layers(layers, target, data=self._data, above=None, idmap=None, scratch=self._scratch)
+        except OSError as error:
+            raise StorageFailed(f"snapshot {snapshot.name!r} cannot be mounted for reading: {error}") from error
+        try:
+            yield Upper(folder, target)
+        finally:
+            kernel.unmount(target, lazy=True)
+            target.rmdir()
+
     def cleanup(self) -> None:
         """Delete what removed snapshots left."""
         self._folders.empty_trash([snapshot.id for snapshot in self._state.select()])
@@ -148,6 +191,28 @@ class Snapshotter:
                 return
             _log.info("%s: layer %s mounted from ipfs://%s at %s", target, source.digest, source.cid, path)
             raise AlreadyExists(f"target snapshot {target!r} is mounted")
+
+    def _shown(self, mounts: Sequence[Mount]) -> Snapshot | None:
+        """The snapshot whose contents these mounts show, a view's parent for a view; None if they are not ours."""
+        if len(mounts) != 1:
+            return None
+        options = dict(option.partition("=")[::2] for option in mounts[0].options)
+        above = (
+            options.get("upperdir") or options.get("lowerdir", "").partition(":")[0] if mounts[0].type == "overlay" else mounts[0].source
+        )
+        number = self._folders.number_of(above)
+        snapshot = self._state.numbered(number) if number is not None else None
+        return self._state.get(snapshot.parent) if snapshot is not None and snapshot.kind is Kind.VIEW and snapshot.parent else snapshot
+
+    def _shows(self, mounts: Sequence[Mount], chain: Sequence[Snapshot]) -> bool:
+        """Whether these are the mounts of a view of ``chain``, which may be empty."""
+        shown = self._shown(mounts)
+        if not chain:
+            return not mounts or (shown is not None and shown.kind is Kind.VIEW)
+        if shown is not None:
+            return shown.id == chain[0].id
+        # A view of a single layer has no folder of its own.
+        return list(mounts) == self._folders.mounts(0, [layer.path for layer in self._lowers(chain)], active=False)
 
     def _create(self, key: str, parent: str, kind: Kind, labels: Mapping[str, str]) -> list[Mount]:
         below = self._state.chain(parent) if parent else []

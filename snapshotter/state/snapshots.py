@@ -135,6 +135,10 @@ class SnapshotState:
         """The snapshot, or None."""
         return next(iter(self._select("WHERE s.name = ?", name)), None)
 
+    def numbered(self, number: int) -> Snapshot | None:
+        """The snapshot with that id, or None."""
+        return next(iter(self._select("WHERE s.id = ?", number)), None)
+
     def select(self, wanted: Filter | None = None) -> list[Snapshot]:
         """All that match, in order of creation."""
         return [snapshot for snapshot in self._select("ORDER BY s.id") if wanted is None or snapshot.matches(wanted)]

@@ -39,12 +39,23 @@ class DiffStub:
                 request_serializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.ApplyRequest.SerializeToString,
                 response_deserializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.ApplyResponse.FromString,
                 _registered_method=True)
+        self.Diff = channel.unary_unary(
+                '/containerd.services.diff.v1.Diff/Diff',
+                request_serializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.DiffRequest.SerializeToString,
+                response_deserializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.DiffResponse.FromString,
+                _registered_method=True)
 
 
 class DiffServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Apply(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Diff(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -57,6 +68,11 @@ def add_DiffServicer_to_server(servicer, server):
                     servicer.Apply,
                     request_deserializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.ApplyRequest.FromString,
                     response_serializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.ApplyResponse.SerializeToString,
+            ),
+            'Diff': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diff,
+                    request_deserializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.DiffRequest.FromString,
+                    response_serializer=snapshotter_dot_containerd_dot_protos_dot_diff__pb2.DiffResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +102,33 @@ class Diff:
             '/containerd.services.diff.v1.Diff/Apply',
             snapshotter_dot_containerd_dot_protos_dot_diff__pb2.ApplyRequest.SerializeToString,
             snapshotter_dot_containerd_dot_protos_dot_diff__pb2.ApplyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.diff.v1.Diff/Diff',
+            snapshotter_dot_containerd_dot_protos_dot_diff__pb2.DiffRequest.SerializeToString,
+            snapshotter_dot_containerd_dot_protos_dot_diff__pb2.DiffResponse.FromString,
             options,
             channel_credentials,
             insecure,
