@@ -48,15 +48,24 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: int | str = "10GiB"
 
 
+class ContainerdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[containerd]``: where layers that are made of snapshots go."""
+
+    address: str = "/run/containerd/containerd.sock"
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of it."""
 
     root: str = "/var/lib/ipfs-snapshotter"
     socket: str = "/run/ipfs-snapshotter/ipfs-snapshotter.sock"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    mount_mode: Literal["auto", "native", "portable"] = "auto"
+    """How layers are mounted: ``native`` by EROFS images and overlays of ours, ``portable`` by FUSE folders, ``auto`` by what works."""
     node: NodeConfig = NodeConfig()
     dataplane: DataPlaneConfig = DataPlaneConfig()
     cache: CacheConfig = CacheConfig()
+    containerd: ContainerdConfig = ContainerdConfig()
 
     @property
     def cache_bytes(self) -> int:
@@ -69,6 +78,7 @@ DEFAULT_TOML = """\
 root = "/var/lib/ipfs-snapshotter"
 socket = "/run/ipfs-snapshotter/ipfs-snapshotter.sock"
 log_level = "info"                  # debug, info, warning, error
+mount_mode = "auto"                 # native (EROFS and overlay), portable (FUSE folders), auto: native where the kernel can
 
 [node]
 spec = "auto"                       # auto, embedded, kubo, kubo:ADDRESS
@@ -84,6 +94,9 @@ read_ahead_kib = 1024
 
 [cache]
 max_bytes = "10GiB"                 # verified chunks on disk; the least recently used go first
+
+[containerd]
+address = "/run/containerd/containerd.sock"   # for the diff API
 """
 
 

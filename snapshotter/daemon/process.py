@@ -19,6 +19,7 @@ from ipfs_store.errors import InvalidInput, IpfsStoreError, StorageFailed
 from snapshotter.daemon.config import Config
 from snapshotter.dataplane.client import DataPlane, Launch
 from snapshotter.holder import notify
+from snapshotter.mounts.native import binds_of, unmount_below
 
 _log = logging.getLogger(__name__)
 _GRACE = 10.0  # seconds that requests have to end when the daemon does
@@ -61,7 +62,9 @@ def run_daemon(config: Config) -> None:
         raise InvalidInput("there is no /dev/fuse, which layers are mounted by", hint="modprobe fuse; in a container: --device /dev/fuse")
     root = Path(config.root)
     with _locked(root):
-        from snapshotter.mounts.portable import FuseMounter
+        from snapshotter.containerd.connection import connect
+        from snapshotter.mounts.choice import choose
+        from snapshotter.service.diff.differ import Differ
         from snapshotter.service.grpc import start_server
         from snapshotter.service.snapshots import Snapshotter
 
@@ -70,8 +73,10 @@ def run_daemon(config: Config) -> None:
         _keep_with_systemd(plane)
         ended = threading.Event()
         try:
-            snapshotter = Snapshotter(root, FuseMounter(plane, timeout=config.dataplane.mount_timeout))
-            server = start_server(snapshotter, Path(config.socket))
+            choice = choose(config.mount_mode, plane, root, timeout=config.dataplane.mount_timeout)
+            snapshotter = Snapshotter(root, choice.mounter, data=choice.data)
+            differ = Differ(snapshotter, root / "scratch", lambda namespace: connect(config.containerd.address, namespace))
+            server = start_server(snapshotter, Path(config.socket), differ)
         except BaseException:
             if started:  # it would hold a mount that nobody asked for
                 plane.stop()
@@ -126,6 +131,7 @@ def stop_all(config: Config, *, unmount: bool, force: bool = False) -> None:
         finally:
             os.close(handle)
     if unmount:
+        unmount_below([root / "snapshots", root / "images", root / "scratch"])
         data_plane(config).stop()
         Path(config.socket).unlink(missing_ok=True)
 
@@ -179,7 +185,7 @@ def _overlays_on(root: Path) -> list[str]:
         before, _, after = line.partition(" - ")
         if after.startswith("overlay ") and (needle in after or _relative_lower(after, root)):
             found.append(before.split()[4])
-    return found
+    return found + [str(point) for point in binds_of(root / "snapshots")]
 
 
 def _relative_lower(options: str, root: Path) -> bool:

@@ -124,6 +124,11 @@ class Launch:
         """What the holder starts."""
         return (*self.program, *self.arguments())
 
+    @property
+    def data_layers(self) -> tuple[Path, ...]:
+        """The data-only layers of native mounts, as `NativeMount.data` has them."""
+        return (self.cache / "contents" / "data", self.mountpoint / "content")
+
     def arguments(self) -> list[str]:
         """The command line behind ``program``."""
         line = [f"--mountpoint={self.mountpoint}", f"--control={self.control}", f"--cache={self.cache}", f"--node={self.node}"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 from ipfs_store.errors import IpfsStoreError
+from snapshotter.dataplane.client import DataPlane
 from snapshotter.mounts import kernel
 from snapshotter.mounts.interface import LayerSource, MountFailed
 from snapshotter.mounts.stack import Backing, mount_image
@@ -31,13 +31,21 @@ class Images(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class NativePlan:
-    """What native mounts are made of on this machine."""
+class PlaneImages:
+    """Images by the data plane."""
 
-    backing: Backing
-    data: Sequence[Path]
-    """The data-only layers, the one to be asked first in front: complete files, then the FUSE mount that serves the others."""
+    def __init__(self, dataplane: DataPlane, *, timeout: float) -> None:
+        """``timeout``: seconds for a layer's TOC to come."""
+        self._dataplane = dataplane
+        self._timeout = timeout
+
+    def image(self, layer: int, source: LayerSource) -> Path:
+        """See `Images.image`."""
+        return self._dataplane.mount_native(layer, source, namespace=source.namespace, timeout=self._timeout).image
+
+    def forget(self, layer: int) -> None:
+        """See `Images.forget`."""
+        self._dataplane.unmount(layer)
 
 
 class NativeMounter:
@@ -113,3 +121,10 @@ def unmount_below(folders: Iterable[Path]) -> None:
     for mounted in reversed(mount_table()):
         if any(top in mounted.point.parents for top in tops):
             kernel.unmount(mounted.point, lazy=True)
+
+
+def binds_of(folder: Path) -> list[Path]:
+    """Where the overlays that are mounted below ``folder`` are mounted as well: for the containers that use them."""
+    table = mount_table()
+    ours = {mounted.device for mounted in table if mounted.kind == "overlay" and folder in mounted.point.parents}
+    return [mounted.point for mounted in table if mounted.device in ours and folder not in mounted.point.parents]

@@ -77,11 +77,16 @@ def vector_layers(work: Path) -> list[bytes]:
     return [below.getvalue(), (work / "input.tar").read_bytes()]
 
 
+MODES = ("portable", "native")
+
+
 class Stage:
     """Folders and processes of one test module; see `stage`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, mode: str) -> None:
         self.root = root
+        self.mode = mode
+        root.mkdir(exist_ok=True)
         self.pushing = ["--node", "embedded", "--node-path", str(root / "pushing")]
         self.pulling = ["--node", "embedded", "--node-path", str(root / "pulling")]
         self.peer = ""
@@ -143,7 +148,7 @@ class Stage:
     def start_daemon(self, *, give_up: float = 60) -> None:
         """Start it and wait for its socket."""
         self.config.write_text(
-            f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\n[dataplane]\ngive_up = {give_up}\n'
+            f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\nmount_mode = "{self.mode}"\n[dataplane]\ngive_up = {give_up}\n'
             f'[node]\nspec = "embedded"\npath = "{self.root}/pulling"\npeers = ["{self.peer}"]\ntimeout = 5\n'
         )
         with (self.root / "daemon.log").open("ab") as log:
@@ -184,10 +189,10 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(root: Path) -> Iterator[Stage]:
+def stage(root: Path, mode: str = "portable") -> Iterator[Stage]:
     """A stage in ``root``; whatever happens, nothing of it stays mounted or running."""
     require_fuse()
-    made = Stage(root)
+    made = Stage(root, mode)
     try:
         yield made
     finally:

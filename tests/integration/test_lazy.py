@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.containerd import VERSIONS, PrivateContainerd
-from tests.integration.stage import Stage, docker_archive, stage, vector_layers, view
+from tests.integration.stage import MODES, Stage, docker_archive, stage, vector_layers, view
 from tests.requirements import require_fuse, require_tool
 from tests.trees import differences, look
 
@@ -38,9 +38,9 @@ def archive(root: Path) -> Path:
     return docker_archive(root / "image.tar", vector_layers(root), Cmd=["cat", "/etc/hostname"])
 
 
-@pytest.fixture(scope="module")
-def on_stage(root: Path) -> Iterator[Stage]:
-    with stage(root) as made:
+@pytest.fixture(scope="module", params=MODES)
+def on_stage(request: pytest.FixtureRequest, root: Path) -> Iterator[Stage]:
+    with stage(root / request.param, request.param) as made:
         yield made
 
 
