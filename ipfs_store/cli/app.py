@@ -15,6 +15,7 @@ from ipfs_store.extensions import entry_points, load
 # Name -> line in the help. The module is commands/NAME.py with "-" as "_", the command in it is `command`.
 COMMANDS = {
     "ipfs-push": "Push an image into IPFS and print its CID.",
+    "convert": "Convert an image, from anywhere to anywhere.",
     "cat": "Write the file behind a CID, or a part of it.",
     "export": "Write an image into a CAR file, for another machine to import.",
     "import": "Read images from a CAR file, check them, and keep them.",

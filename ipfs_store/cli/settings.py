@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
     from ipfs_store.nodes.interface import Node
 
 Result = TypeVar("Result")
@@ -33,18 +35,28 @@ class Settings:
         """The same with another timeout, if one is given."""
         return self if timeout is None else replace(self, timeout=timeout)
 
-    def run(self, work: Callable[[Node], Awaitable[Result]]) -> Result:
-        """Open the node, do ``work`` with it under trio, close it."""
-        import trio
-
+    def open(self) -> AbstractAsyncContextManager[Node]:
+        """Open the node, under trio; closed at the end of the context."""
         from ipfs_store.nodes.open import open_node
 
+        return open_node(self.node, path=self.node_path, peers=self.peers, timeout=self.timeout)
+
+    def run(self, work: Callable[[Node], Awaitable[Result]]) -> Result:
+        """Open the node, do ``work`` with it under trio, close it."""
+
         async def main() -> Result:
-            async with open_node(self.node, path=self.node_path, peers=self.peers, timeout=self.timeout) as node:
+            async with self.open() as node:
                 return await work(node)
 
-        # Ctrl-C in the middle of a library's bookkeeping would leave a half-sent request that complains when it is collected.
-        return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
+        return run_async(main)
+
+
+def run_async(main: Callable[[], Awaitable[Result]]) -> Result:
+    """``main`` under trio."""
+    import trio
+
+    # Ctrl-C in the middle of a library's bookkeeping would leave a half-sent request that complains when it is collected.
+    return trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 class Duration(click.ParamType[float]):

@@ -88,7 +88,7 @@ async def resolve(node: Blocks, cid: Cid, *, platforms: Sequence[Platform] | Non
     async def get(block: Cid) -> bytes:
         return await node.get(block, timeout=timeout)
 
-    places, top = await _top(get, cid)
+    places, top = await find_image(get, cid)
     indexes: list[tuple[Descriptor, bytes]] = []
     manifests: list[RemoteManifest] = []
     queue = [top]
@@ -158,10 +158,14 @@ async def fetch_document(get: GetBlock, descriptor: Descriptor, cid: Cid) -> byt
     return data
 
 
-async def _top(get: GetBlock, cid: Cid) -> tuple[_Places, Descriptor]:
+async def find_image(get: GetBlock, cid: Cid) -> tuple[Places, Descriptor]:
+    """The index or manifest of the image ``cid`` (its descriptor or its root), and who knows where its blobs are; nothing else is fetched.
+
+    Raises InvalidDescriptor, InvalidDag, and what ``get`` raises.
+    """
     if codec_of(cid) == DAG_CBOR:
         root = await fetch_root(get, cid)
-        return _Places(get, root, None), root.image.descriptor
+        return Places(get, root, None), root.image.descriptor
     where = format_cid(cid)
     hint = "an image's CID is the one that ipfs-push printed"
     try:
@@ -169,10 +173,10 @@ async def _top(get: GetBlock, cid: Cid) -> tuple[_Places, Descriptor]:
     except (InvalidDescriptor, InvalidDag) as error:
         raise InvalidDescriptor(f"not an image: {error.message}", hint=hint) from error
     named = top.annotations.get(ROOT_ANNOTATION)
-    return _Places(get, None, parse_cid(named) if named else None), top
+    return Places(get, None, parse_cid(named) if named else None), top
 
 
-class _Places:
+class Places:
     """Where an image's blobs are: as its root says where there is one, else as the URL of each descriptor says."""
 
     def __init__(self, get: GetBlock, root: ImageRoot | None, named: Cid | None) -> None:

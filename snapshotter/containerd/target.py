@@ -52,6 +52,7 @@ class ContainerdTarget:
     """See ``ipfs_store.images.targets.interface.Target``."""
 
     one_platform = False
+    in_order = False
     keeps_ipfs_urls = True
 
     def __init__(self, connection: Connection, name: str, options: TargetOptions) -> None:

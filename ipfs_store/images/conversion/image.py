@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import trio
@@ -11,9 +11,9 @@ import trio
 from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDescriptor, InvalidInput
 from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST
 from ipfs_store.images.conversion.tocs import TOC_SUFFIX, toc_descriptor, toc_diff_id, toc_image
-from ipfs_store.images.model import Image
+from ipfs_store.images.model import ConvertedLayer, Image
 from ipfs_store.images.push import Convert
-from ipfs_store.images.root import TOC_ANNOTATION
+from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION
 from ipfs_store.images.targets.interface import Published, Target
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest
@@ -102,7 +102,6 @@ class _Conversion:
         self._options = options
         self._layers: dict[Descriptor, _Done] = {}
         self._tocs: dict[Descriptor, Digest] = {}
-        self._open = trio.CapacityLimiter(_OPEN)
         self._converting = trio.CapacityLimiter(_CONVERTED)
         self._new: dict[Digest, Digest] = {}
 
@@ -117,9 +116,11 @@ class _Conversion:
             diff_ids = manifest.config.diff_ids if manifest.config is not None else (None,) * len(manifest.manifest.layers)
             for layer, diff_id in zip(manifest.manifest.layers, diff_ids, strict=True):
                 found.setdefault(layer, diff_id)
+        turns = [trio.Event() for _ in found]
+        waiting = iter(zip(found.items(), [None, *turns], turns, strict=False))
         async with trio.open_nursery() as nursery:
-            for layer, diff_id in found.items():
-                nursery.start_soon(self._layer, layer, diff_id)
+            for _ in range(min(_OPEN, len(found))):
+                nursery.start_soon(self._worker, waiting)
         root, data = await self._assembled(plan)
         published = [Published(root, data)]
         if self._tocs:
@@ -151,36 +152,54 @@ class _Conversion:
                 raise InvalidDescriptor(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} DiffIDs in its config")
         return _ManifestPlan(descriptor, manifest, data, config, config_data)
 
-    async def _layer(self, layer: Descriptor, diff_id: Digest | None) -> None:
-        async with self._open:
-            before = self._retyped(layer)
-            if is_nondistributable(layer.media_type) and layer.urls:
-                self._layers[layer] = _Done(LayerResult(layer, before, False), None)  # nobody keeps it, everybody fetches it from its URLs
-            elif self._options.convert is None or diff_id is None or not is_layer(layer.media_type):
-                if not await self._target.has(before):
-                    async with self._image.open_blob(layer) as path:
-                        await self._target.put_blob(before, path, diff_id=diff_id)
-                self._layers[layer] = _Done(LayerResult(layer, before, False), None)
-            else:
-                async with self._image.open_blob(layer) as path, AsyncExitStack() as stack:
-                    async with self._converting:
-                        converted = await stack.enter_async_context(self._options.convert(before, path))
-                    if converted is None:
-                        await self._target.put_blob(before, path, diff_id=diff_id)
-                        self._layers[layer] = _Done(LayerResult(layer, before, False), None)
-                        return
-                    if converted.same_tar and converted.diff_id != diff_id:
-                        raise BlobMismatch(f"layer {layer.digest} unpacks to {converted.diff_id}, the image's config says {diff_id}")
-                    annotations = {**_without_format(before.annotations), **converted.annotations}
-                    if reused := converted.diff_id is None:
-                        annotations = {**before.annotations, **converted.annotations}
-                    new = replace(
-                        before, media_type=converted.media_type, digest=converted.digest, size=converted.size, annotations=annotations,
-                        urls=before.urls if reused else (), extra={} if not reused else before.extra,
-                    )  # fmt: skip
-                    await self._target.put_blob(new, converted.path, diff_id=converted.diff_id or diff_id, given=not reused)
-                    toc = await self._toc(new, converted.toc) if converted.toc else None
-                    self._layers[layer] = _Done(LayerResult(layer, new, not reused, toc), converted.diff_id)
+    async def _worker(self, waiting: Iterator[tuple[tuple[Descriptor, Digest | None], trio.Event | None, trio.Event]]) -> None:
+        """Takes layers in order, so that the first of those that are not there yet is always at work, and none waits for one that waits."""
+        for (layer, diff_id), before, done in waiting:
+            async with self._layer(layer, diff_id) as put:
+                if before is not None and self._target.in_order:
+                    await before.wait()
+                self._layers[layer] = await put()
+            done.set()
+
+    @asynccontextmanager
+    async def _layer(self, layer: Descriptor, diff_id: Digest | None) -> AsyncIterator[Callable[[], Awaitable[_Done]]]:
+        """The layer in its new form; calling what the context gives puts it into the target."""
+        before = self._retyped(layer)
+
+        async def nothing() -> _Done:
+            return _Done(LayerResult(layer, before, False), None)
+
+        if is_nondistributable(layer.media_type) and layer.urls:
+            yield nothing  # nobody keeps it, everybody fetches it from its URLs
+            return
+        plain = self._options.convert is None or diff_id is None or not is_layer(layer.media_type)
+        if plain and await self._target.has(before):
+            yield nothing
+            return
+        async with self._image.open_blob(layer) as path, AsyncExitStack() as stack:
+            converted = None
+            if self._options.convert is not None and not plain:
+                async with self._converting:
+                    converted = await stack.enter_async_context(self._options.convert(before, path))
+            if converted is None:
+
+                async def as_it_is() -> _Done:
+                    await self._target.put_blob(before, path, diff_id=diff_id)
+                    return await nothing()
+
+                yield as_it_is
+                return
+            if converted.same_tar and converted.diff_id != diff_id:
+                raise BlobMismatch(f"layer {layer.digest} unpacks to {converted.diff_id}, the image's config says {diff_id}")
+            new = _described(before, converted)
+
+            async def put() -> _Done:
+                reused = converted.diff_id is None
+                await self._target.put_blob(new, converted.path, diff_id=converted.diff_id or diff_id, given=not reused)
+                toc = await self._toc(new, converted.toc) if converted.toc else None
+                return _Done(LayerResult(layer, new, not reused, toc), converted.diff_id)
+
+            yield put
 
     async def _assembled(self, plan: _IndexPlan | _ManifestPlan) -> tuple[Descriptor, bytes]:
         if isinstance(plan, _ManifestPlan):
@@ -225,7 +244,7 @@ class _Conversion:
         if self._target.keeps_ipfs_urls:
             return replace(descriptor, media_type=media_type)
         urls = tuple(url for url in descriptor.urls if not url.startswith("ipfs://"))
-        annotations = {key: value for key, value in descriptor.annotations.items() if key != TOC_ANNOTATION}
+        annotations = {key: value for key, value in descriptor.annotations.items() if key not in (TOC_ANNOTATION, ROOT_ANNOTATION)}
         return replace(descriptor, media_type=media_type, urls=urls, annotations=annotations)
 
     async def _toc(self, layer: Descriptor, blob: bytes) -> Descriptor:
@@ -266,6 +285,13 @@ def _manifests(plan: _IndexPlan | _ManifestPlan) -> Iterator[_ManifestPlan]:
     else:
         for item in plan.items:
             yield from _manifests(item)
+
+
+def _described(before: Descriptor, converted: ConvertedLayer) -> Descriptor:
+    if converted.diff_id is None:
+        return replace(before, annotations={**before.annotations, **converted.annotations})
+    annotations = {**_without_format(before.annotations), **converted.annotations}
+    return Descriptor(converted.media_type, converted.digest, converted.size, (), annotations)
 
 
 def _about(item: Descriptor, new: Mapping[Digest, Digest]) -> Descriptor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import cast
 
 import trio
 
+from ipfs_store.cids import Cid, parse_cid
 from ipfs_store.errors import ImageNotFound, InvalidInput
 from ipfs_store.extensions import entry_points, load
 from ipfs_store.images.model import Image
@@ -20,8 +22,9 @@ from ipfs_store.images.sources.options import SourceOptions
 from ipfs_store.images.sources.stored import StoredImage
 
 EXTENSIONS = "ipfs_store.sources"
-KINDS = ("oci", "oci-archive", "docker-archive", "docker")
-"""Prefixes (``docker://`` for a registry); those of entry points come on top."""
+KINDS = ("oci", "oci-archive", "docker-archive", "docker", "ipfs")
+"""Prefixes (``docker://`` for a registry, ``ipfs://`` for a CID); those of entry points come on top."""
+_CID = re.compile(r"b[a-z2-7]{58,}|Qm[1-9A-HJ-NP-Za-km-z]{44}")  # no registry has a repository of such a name by chance
 _ARCHIVES = (".tar", ".tgz", ".tzst", ".txz", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2", ".oci")
 
 
@@ -29,15 +32,20 @@ _ARCHIVES = (".tar", ".tgz", ".tzst", ".txz", ".tar.gz", ".tar.zst", ".tar.xz", 
 async def open_image(text: str, *, kind: str | None = None, options: SourceOptions | None = None) -> AsyncIterator[Image]:
     """The image that ``text`` names, closed at the end.
 
-    ``oci:FOLDER[:NAME]``, ``oci-archive:FILE[:NAME]``, ``docker-archive:FILE[:NAME]``, ``docker://REFERENCE``, ``containerd:NAME`` (and
-    whatever entry points of ``ipfs_store.sources`` bring), or without a prefix a path, whose contents tell what it is, or a registry's
-    reference. ``kind`` is the prefix, given apart.
+    ``oci:FOLDER[:NAME]``, ``oci-archive:FILE[:NAME]``, ``docker-archive:FILE[:NAME]``, ``docker://REFERENCE``, ``ipfs://CID``,
+    ``containerd:NAME`` (and whatever entry points of ``ipfs_store.sources`` bring), or without a prefix a path, whose contents tell what it is, a CID, or a
+    registry's reference. ``kind`` is the prefix, given apart.
 
     Raises InvalidInput and its kin for what is none of these, ImageNotFound, RegistryUnavailable, BlobMismatch, StorageFailed.
     """
     options = options or SourceOptions()
     found = await trio.to_thread.run_sync(_open, kind, text, options)
-    image = await _registry(found, options) if isinstance(found, str) else found
+    if isinstance(found, bytes):
+        from ipfs_store.images.sources.ipfs import open_ipfs_image
+
+        image: Image = await open_ipfs_image(Cid(found), options)
+    else:
+        image = await _registry(found, options) if isinstance(found, str) else found
     try:
         yield image
     finally:
@@ -45,14 +53,16 @@ async def open_image(text: str, *, kind: str | None = None, options: SourceOptio
             await image.aclose()
 
 
-def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str:
-    """The image, or the reference to ask a registry for. Synchronous: it reads archives."""
+def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str | Cid:
+    """The image, the reference to ask a registry for, or the CID to ask a node for. Synchronous: it reads archives."""
     if kind is None:
         kind, text = _split_kind(text)
     if not text:
         raise InvalidInput("no image is named", hint="an archive, a layout's folder, or a name such as debian:12")
     if kind == "docker":
         return text
+    if kind == "ipfs":
+        return parse_cid(text)
     if kind == "oci":
         return _layout(*_split_name(text, "folder"))
     if kind == "oci-archive":
@@ -63,6 +73,8 @@ def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str:
         return _extension(kind, text, options)
     if _exists(text):
         return _by_content(Path(text), "", options)
+    if text.startswith("/ipfs/") or _CID.fullmatch(text):
+        return parse_cid(text)
     path, _, name = text.partition(":")
     if not _looks_like_a_path(path):
         return text
@@ -74,6 +86,8 @@ def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str:
 def _split_kind(text: str) -> tuple[str, str]:
     kind, separator, rest = text.partition(":")
     if separator and not _exists(text):
+        if kind == "ipfs":
+            return (kind, rest[2:]) if rest.startswith("//") else ("", text)
         if kind == "docker":
             return (kind, rest[2:]) if rest.startswith("//") else ("", text)  # or it is docker.io/library/docker
         if kind in KINDS:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ipfs_store.images.model import NoProgress, Progress
+from ipfs_store.nodes.interface import Node
 
 
 def scratch_folder() -> Path:
@@ -28,6 +31,8 @@ class SourceOptions:
     """containerd's socket, where it is the source; None: $CONTAINERD_ADDRESS or what it is built with."""
     namespace: str | None = None
     """containerd's namespace; None: $CONTAINERD_NAMESPACE or ``default``."""
+    node: Callable[[], AbstractAsyncContextManager[Node]] | None = None
+    """Opens the node that images in IPFS come from."""
     folder: Path = field(default_factory=scratch_folder)
     """Where layers and unpacked archives lie for a while, in files that have no name and so are gone with the process."""
     progress: Progress = field(default_factory=NoProgress)

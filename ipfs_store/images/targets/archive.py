@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
 
-from ipfs_store.errors import BlobMismatch, InvalidInput, StorageFailed
+from ipfs_store.errors import BlobMismatch, InvalidInput, InvalidReference, StorageFailed
 from ipfs_store.images.sources.scratch import Scratch
 from ipfs_store.images.targets import storage
 from ipfs_store.images.targets.entries import INDEX, LAYOUT, MARKER, blob_name, entry, index_document
 from ipfs_store.images.targets.interface import Published, TargetOptions, references
 from ipfs_store.images.targets.layout import with_suffix_of_tag
-from ipfs_store.oci import Descriptor, Digest
+from ipfs_store.oci import Descriptor, Digest, Reference
 from ipfs_store.oci.manifest import encode_document
 from ipfs_store.oci.media_types import is_manifest
 
@@ -33,6 +34,7 @@ Result = TypeVar("Result")
 class ArchiveTarget:
     """See ``targets.interface.Target``."""
 
+    in_order = True
     keeps_ipfs_urls = False
 
     def __init__(self, path: Path, name: str, options: TargetOptions, *, docker: bool) -> None:
@@ -52,7 +54,7 @@ class ArchiveTarget:
         return self._folder
 
     def prepare(self) -> None:
-        """Begin the archive; raises InvalidInput, StorageFailed. Synchronous."""
+        """Begin the archive; raises InvalidInput, InvalidReference, StorageFailed. Synchronous."""
         if self._path.is_dir():
             raise InvalidInput(f"{self._path} is a folder, and no file", hint=f"for a layout: oci:{self._path}")
         plain = not self._path.exists() or self._path.is_file()
@@ -152,12 +154,20 @@ def _docker(image: Published, name: str) -> dict[str, Any]:
         )
     config, layers = references(image.root, image.data)
     assert config is not None
-    tags = [name.partition("@")[0]] if "/" in name and ":" in name.partition("@")[0].rpartition("/")[2] else None
     return {
         "Config": blob_name(config.digest.hex),
-        "RepoTags": tags,
+        "RepoTags": [tagged] if (tagged := _tagged(name)) else None,
         "Layers": [blob_name(layer.digest.hex) for layer in layers],
     }
+
+
+def _tagged(name: str) -> str:
+    """Repository and tag as Docker shows them; empty for what is neither."""
+    try:
+        reference = Reference.parse(name)
+    except InvalidReference:
+        return ""
+    return replace(reference, digest=None).familiar if reference.tag else ""
 
 
 def _header(name: str, size: int) -> bytes:

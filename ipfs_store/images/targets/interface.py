@@ -48,6 +48,11 @@ class Target(Protocol):
         ...
 
     @property
+    def in_order(self) -> bool:
+        """Whether blobs are to come in the order of the manifests, one after the other, so that the same image makes the same bytes."""
+        ...
+
+    @property
     def keeps_ipfs_urls(self) -> bool:
         """Whether descriptors keep their ``ipfs://`` URLs: registries refuse manifests that have some, and archives end up there."""
         ...

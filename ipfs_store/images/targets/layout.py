@@ -25,6 +25,7 @@ class LayoutTarget:
     """See ``targets.interface.Target``."""
 
     one_platform = False
+    in_order = False
     keeps_ipfs_urls = False
 
     def __init__(self, path: Path, tag: str, options: TargetOptions) -> None:

@@ -34,6 +34,7 @@ class RegistryTarget:
     """See ``targets.interface.Target``. Nothing has to be undone: blobs that no manifest names are collected by the registry."""
 
     one_platform = False
+    in_order = False
     keeps_ipfs_urls = False
 
     def __init__(self, reference: Reference, uploads: Uploads, options: TargetOptions) -> None:
