@@ -15,7 +15,7 @@ from ipfs_store.formats.names import TOC_VERSION
 class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, rename={
     "mod_time": "modtime", "link_name": "linkName", "user_name": "userName", "group_name": "groupName", "end_offset": "endOffset",
     "inner_offset": "innerOffset", "dev_major": "devMajor", "dev_minor": "devMinor", "chunk_offset": "chunkOffset", "chunk_size": "chunkSize",
-    "chunk_digest": "chunkDigest", "chunk_type": "chunkType",
+    "chunk_digest": "chunkDigest", "chunk_type": "chunkType", "access_time": "accesstime", "change_time": "changetime",
 }):  # fmt: skip
     """A TOCEntry as it stands; what its fields mean is said in the specification and checked by `entries.decode_toc`."""
 
@@ -43,6 +43,9 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, rename={
     chunk_digest: str = ""
     chunk_type: str = ""
     """zstd:chunked of containers/storage: ``zeros`` for a hole."""
+    access_time: str = ""
+    """zstd:chunked of containers/storage, like the next."""
+    change_time: str = ""
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -62,6 +65,7 @@ class _ReadDocument(Document, frozen=True):
 
 
 _decoder = msgspec.json.Decoder(_ReadDocument)
+_encoder = msgspec.json.Encoder()
 
 
 def decode_document(data: bytes) -> Document:
@@ -83,13 +87,24 @@ def decode_document(data: bytes) -> Document:
     return document
 
 
-def encode_document(entries: Sequence[Item]) -> bytes:
-    """The JSON, the same bytes for the same entries. A name that is no UTF-8 keeps its bytes as lone surrogates (``\\udc80``): other
-    readers see U+FFFD there, as they would have written themselves, and ours sees the name."""
+def encode_item(item: Item) -> bytes:
+    """The JSON of one entry, the same bytes for the same entry. A name that is no UTF-8 keeps its bytes as lone surrogates (``\\udc80``):
+    other readers see U+FFFD there, as they would have written themselves, and ours sees the name."""
     try:
-        return msgspec.json.encode(Document(TOC_VERSION, entries))
+        return _encoder.encode(item)
     except UnicodeEncodeError:
-        return json.dumps(msgspec.to_builtins(Document(TOC_VERSION, entries), builtin_types=()), separators=(",", ":")).encode()
+        return json.dumps(msgspec.to_builtins(item), separators=(",", ":")).encode()
+
+
+def join_document(items: Sequence[bytes], tar_split_digest: str = "") -> bytes:
+    """The JSON of a TOC with these entries. ``tar_split_digest``: of the compressed tar-split (containers/storage), where there is one."""
+    end = b'],"tarSplitDigest":"%b"}' % tar_split_digest.encode() if tar_split_digest else b"]}"
+    return b'{"version":%d,"entries":[' % TOC_VERSION + b",".join(items) + end
+
+
+def encode_document(items: Sequence[Item]) -> bytes:
+    """The JSON of a TOC with these entries."""
+    return join_document([encode_item(item) for item in items])
 
 
 def _with_surrogates(data: bytes, first: msgspec.DecodeError) -> Document:

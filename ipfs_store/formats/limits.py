@@ -45,3 +45,9 @@ TAIL = 64 << 10
 
 ZERO_PIECE = 4 << 20
 """Bytes of a hole that are handed out as one chunk."""
+
+MAX_TAR_EXTENSION = 16 << 20
+"""Bytes of one extended header of a tar: names of 4 KiB, and extended attributes of 64 KiB each at most (Linux); Go stops at 1 MiB."""
+
+MAX_SPARSE = 64 << 30
+"""Bytes of a sparse file in a tar, whose holes are written out as zeros: five minutes at 200 MB/s, where a header of 512 bytes could ask for eight exabytes."""

@@ -10,11 +10,13 @@ from ipfs_store.errors import InvalidInput
 
 Format = Literal["estargz", "zstd:chunked", "tar", "gzip", "zstd"]
 """``estargz`` and ``zstd:chunked`` can be read lazily; the others are a tar as it is and in one stream of gzip or zstd."""
+Audience = Literal["stargz-snapshotter", "containers-storage"]
+"""Whose annotations a zstd:chunked layer gets: Podman, Buildah and CRI-O refuse one with those of both."""
 Compression = Literal["", "gzip", "zstd"]
 
 CHUNK_SIZE = 256 << 10
 """Bytes. A cold start of node reads 18 MB at 256 KiB and 24 MB at 4 MiB; the blob is a few percent larger."""
-LEVELS: dict[Format, int] = {"estargz": 6, "zstd:chunked": 3, "tar": 0, "gzip": 6, "zstd": 3}
+LEVELS: dict[Format, int] = {"estargz": 5, "zstd:chunked": 3, "tar": 0, "gzip": 5, "zstd": 3}
 """What is taken where no level is asked for."""
 _COMPRESSION: dict[Format, Compression] = {"estargz": "gzip", "zstd:chunked": "zstd", "tar": "", "gzip": "gzip", "zstd": "zstd"}
 
@@ -35,6 +37,8 @@ class WriteOptions:
     """Paths of files that come first, in that order, with what they need (directories, targets of hard links), before the prefetch landmark."""
     external_toc: bool = False
     """The table of contents is not in the blob but in `Written.toc` (estargz, "eStargz image with an external TOC")."""
+    audience: Audience = "stargz-snapshotter"
+    """Only zstd:chunked: who is to pull the layer lazily. The blob is the same, and ordinary for everybody else."""
     keep_diff_id: bool = False
     """The tar stays byte for byte what it was: no landmark, nothing normalised, nothing left out. eStargz then needs ``external_toc``."""
 

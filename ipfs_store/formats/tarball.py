@@ -1,187 +1,242 @@
-"""A layer's tar, unpacked to where any part of it can be looked at, and its entries with their raw headers."""
+"""A layer's tar as a stream, however it is compressed: one entry after the other, its contents read in pieces or passed over."""
 
 from __future__ import annotations
 
 import contextlib
-import mmap
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import zstandard
-from isal import igzip
+from isal import igzip, igzip_threaded
 
 from ipfs_store.errors import InvalidLayer
-from ipfs_store.formats.entries import normalise
-from ipfs_store.formats.limits import MAX_ENTRIES, MAX_ZSTD_WINDOW
+from ipfs_store.formats import headers, sparse
+from ipfs_store.formats.headers import BLOCK, Header
+from ipfs_store.formats.limits import MAX_ENTRIES, MAX_TAR_EXTENSION, MAX_ZSTD_WINDOW
 from ipfs_store.formats.names import GZIP_MAGIC, ZSTD_MAGIC, ZSTD_SKIPPABLE_MAGIC
-from ipfs_store.formats.toc import EntryType
 
-BLOCK = 512
-_PIECE = 4 << 20
-_XATTR = "SCHILY.xattr."
-_TYPES: dict[bytes, EntryType] = {
-    tarfile.REGTYPE: "reg", tarfile.AREGTYPE: "reg", tarfile.CONTTYPE: "reg", tarfile.GNUTYPE_SPARSE: "reg", tarfile.LNKTYPE: "hardlink",
-    tarfile.SYMTYPE: "symlink", tarfile.CHRTYPE: "char", tarfile.BLKTYPE: "block", tarfile.DIRTYPE: "dir", tarfile.FIFOTYPE: "fifo",
-}  # fmt: skip
+_PIECE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
-    """An entry of a tar."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tar that is being read."""
 
-    path: str
-    """Normalised."""
-    type: EntryType
-    header: bytes
-    """Everything before the contents: the header block and those of extensions (pax, GNU long names), as they stand."""
-    payload: memoryview
-    """Contents of a regular file, without padding."""
-    info: tarfile.TarInfo
-    mtime: int
-    mtime_ns: int
-    xattrs: dict[str, bytes]
-
-    @property
-    def padding(self) -> int:
-        """Zero bytes behind the contents."""
-        return -len(self.payload) % BLOCK
+    file: BinaryIO
+    """The uncompressed tar."""
+    size: int
+    """Bytes to be taken in, compressed or not, for telling progress."""
+    taken: Callable[[], int]
+    """How many of them have been."""
 
 
 @contextlib.contextmanager
-def unpacked(path: Path, folder: Path | None = None) -> Iterator[memoryview]:
-    """The uncompressed tar of the layer at ``path`` (plain, gzip or zstd, found out by its first bytes), mapped into memory.
+def opened(path: Path, folder: Path | None = None, *, seekable: bool = False) -> Iterator[Source]:
+    """The tar of the layer at ``path`` (plain, gzip or zstd, found out by its first bytes).
 
-    A compressed one is unpacked into a file without a name in ``folder``, so disk is needed and not memory. Raises InvalidLayer, OSError.
+    gzip is inflated in a thread of its own, 4 MiB ahead. If it must be ``seekable``, a compressed one is unpacked into a file without a name
+    in ``folder`` first: that takes the disk of the uncompressed layer. Raises InvalidLayer, OSError.
     """
     with contextlib.ExitStack() as stack:
-        file: BinaryIO = stack.enter_context(path.open("rb"))
-        magic = file.read(4)
-        file.seek(0)
-        if magic[:2] == GZIP_MAGIC or magic == ZSTD_MAGIC or (magic[:1] >= b"\x50" and magic[1:] == ZSTD_SKIPPABLE_MAGIC[1:]):
-            target = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=folder)))
-            _unpack(file, target, gzip=magic[:2] == GZIP_MAGIC)
-            file = target
-        size = file.seek(0, 2)
-        if not size:
-            yield memoryview(b"")
+        raw = stack.enter_context(path.open("rb", buffering=0))
+        size = path.stat().st_size
+        magic = raw.read(4)
+        raw.seek(0)
+        file: BinaryIO
+        if magic[:2] == GZIP_MAGIC:
+            file = cast(BinaryIO, stack.enter_context(igzip_threaded.open(raw, "rb")))  # type: ignore[no-untyped-call]
+        elif magic == ZSTD_MAGIC or (magic[:1] >= b"\x50" and magic[1:] == ZSTD_SKIPPABLE_MAGIC[1:]):
+            decoder = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
+            file = cast(BinaryIO, stack.enter_context(decoder.stream_reader(raw, read_size=_PIECE, read_across_frames=True)))
+        else:
+            file = stack.enter_context(path.open("rb", buffering=_PIECE))
+            yield Source(file, size, file.tell)
             return
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-        mapped.madvise(mmap.MADV_SEQUENTIAL)
-        # Not closed but let go: slices of it may live in the traceback of an error, and the map goes with the last of them.
-        yield memoryview(mapped)
+        if not seekable:
+            yield Source(file, size, raw.tell)
+            return
+        target = cast(BinaryIO, stack.enter_context(tempfile.TemporaryFile(dir=folder, buffering=_PIECE)))
+        while piece := read(file, _PIECE):
+            target.write(piece)
+        total = target.tell()
+        target.seek(0)
+        yield Source(target, total, target.tell)
 
 
-def members(tar: memoryview) -> Iterator[Member]:
-    """The entries, in order. Raises InvalidLayer for a tar that is damaged, ends early, or has what no layer can have."""
-    end = count = 0
+def read(file: BinaryIO, count: int) -> bytes:
+    """``count`` bytes, or fewer at the end of ``file``; raises InvalidLayer where what it is compressed with is damaged."""
     try:
-        with tarfile.open(fileobj=cast(BinaryIO, _Reader(tar)), mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
-            while (info := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # it keeps all that it has seen
-                count += 1
-                if count > MAX_ENTRIES:
-                    raise InvalidLayer(f"the layer has over {MAX_ENTRIES} entries")
-                stored = info.size if info.isreg() and not info.issparse() else archive.offset - info.offset_data if info.issparse() else 0
-                if info.offset_data + stored > len(tar):
-                    raise InvalidLayer(f"the layer's tar ends inside of {info.name[:300]!r}")
-                yield _member(tar, archive, info)
-                end = archive.offset
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-        if not (isinstance(error, tarfile.ReadError) and not any(tar[: BLOCK * 2])):  # zeros only: a tar without entries
-            raise InvalidLayer(f"the layer's tar is damaged after {count} entries, at {end}: {error}") from error
-    # tarfile takes a header that it does not understand for the end.
-    if any(tar[end : end + BLOCK]):
-        raise InvalidLayer(f"the layer's tar is damaged after {count} entries: no header at {end}")
+        data = file.read(count)
+        if len(data) == count or not data:
+            return data
+        pieces = [data]
+        missing = count - len(data)
+        while missing and (data := file.read(missing)):
+            pieces.append(data)
+            missing -= len(data)
+    except (igzip.BadGzipFile, EOFError, zstandard.ZstdError, ValueError) as error:
+        raise InvalidLayer(f"the layer's compressed stream is damaged: {error}") from error
+    return b"".join(pieces)
 
 
-class _Reader:
-    """What tarfile needs of a file, over memory; io.BytesIO would copy it."""
+class TarReader:
+    """The entries of a tar in order; what is not read of one is passed over."""
 
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._at = 0
+    def __init__(self, file: BinaryIO, *, at: int = 0, pax: dict[str, str] | None = None) -> None:
+        self._file = file
+        self._global: dict[str, str] = pax or {}
+        self._left = 0
+        self._padding = 0
+        self._map: sparse.Reader | None = None
+        self._seekable = file.seekable()
+        self.at = at
+        """Bytes of the tar that were read or passed over."""
+        self.count = 0
+        """Entries so far."""
+        self.last = b""
+        """After the last entry: the first block of the end, if there is one."""
 
-    def read(self, count: int = -1) -> bytes:
-        piece = self._data[self._at : self._at + count] if count >= 0 else self._data[self._at :]
-        self._at += len(piece)
-        return bytes(piece)
-
-    def seek(self, at: int, whence: int = 0) -> int:
-        self._at = max(at + (0, self._at, len(self._data))[whence], 0)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def close(self) -> None:
-        """tarfile does not call it."""
-
-
-def _member(tar: memoryview, archive: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    path = normalise(info.name)
-    kind = _TYPES.get(info.type)
-    if kind is None:
-        raise InvalidLayer(f"{path!r} is of type {info.type!r} in the layer's tar, which is none that a layer can have")
-    if info.issparse():
-        file = archive.extractfile(info)
-        payload = memoryview(file.read() if file is not None else b"")
-        header = _rewritten(info, archive)
-    else:
-        payload = tar[info.offset_data : info.offset_data + info.size] if kind == "reg" else tar[:0]
-        header = bytes(tar[info.offset : info.offset_data]) if not archive.pax_headers else _rewritten(info, archive)
-    seconds, nanoseconds = _time(info)
-    xattrs = {
-        name.removeprefix(_XATTR): value.encode("utf-8", "surrogateescape")
-        for name, value in info.pax_headers.items()
-        if name.startswith(_XATTR)
-    }
-    return Member(path, kind, header, payload, info, seconds, nanoseconds, xattrs)
-
-
-def _rewritten(info: tarfile.TarInfo, archive: tarfile.TarFile) -> bytes:
-    """A header of its own for an entry that depends on what is not in its own: a global pax header, a sparse map."""
-    plain = archive.tarinfo(info.name)
-    for field in ("mode", "uid", "gid", "size", "mtime", "linkname", "uname", "gname", "devmajor", "devminor"):
-        setattr(plain, field, getattr(info, field))
-    plain.type = tarfile.REGTYPE if info.issparse() else info.type
-    plain.pax_headers = {
-        name: value for name, value in info.pax_headers.items() if not name.startswith("GNU.sparse.") and name not in ("size", "path")
-    }
-    return plain.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
-
-
-def _time(info: tarfile.TarInfo) -> tuple[int, int]:
-    text = info.pax_headers.get("mtime")
-    if text is None:
-        return int(info.mtime), 0
-    whole, _, fraction = text.partition(".")
-    try:
-        nanoseconds = int(fraction[:9].ljust(9, "0")) if fraction else 0
-        seconds = int(whole or 0)
-    except ValueError as error:
-        raise InvalidLayer(f"{info.name[:300]!r} has the time {text[:100]!r} in the layer's tar, which is none") from error
-    if whole.startswith("-") and nanoseconds:  # -1.5 is half a second before -1
-        return seconds - 1, 1_000_000_000 - nanoseconds
-    return seconds, nanoseconds
-
-
-def _unpack(source: BinaryIO, target: BinaryIO, *, gzip: bool) -> None:
-    reader: BinaryIO
-    if gzip:
-        reader = cast(BinaryIO, igzip.open(source, "rb"))  # type: ignore[no-untyped-call]
-    else:
-        reader = cast(BinaryIO, zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW).stream_reader(source, read_across_frames=True))
-    written = 0
-    while True:
+    def next(self) -> Header | None:
+        """The next entry, None at the end (a block of zeros, or no more bytes). Raises InvalidLayer."""
+        self._skip()
+        begun = self.at
+        raw: list[bytes] = []
+        preceding = b""
+        pax: dict[str, str] = {}
+        long_name = long_link = ""
         try:
-            piece = reader.read(_PIECE)
-        except (igzip.BadGzipFile, EOFError, zstandard.ZstdError, ValueError) as error:
-            raise InvalidLayer(f"the layer's compressed stream is damaged after {written} uncompressed bytes: {error}") from error
-        if not piece:
-            return
-        target.write(piece)
-        written += len(piece)
+            while True:
+                block = self._bytes(BLOCK)
+                if (not block and not raw) or block == _ZEROS:
+                    self.last = preceding + block
+                    return None
+                if len(block) < BLOCK:
+                    raise InvalidLayer("it ends inside of a header")
+                raw.append(block)
+                found = headers.extension(block)
+                if found is None:
+                    break
+                flag, size = found
+                if not 0 <= size <= MAX_TAR_EXTENSION:
+                    raise InvalidLayer(f"an extended header has {size} bytes, over the limit of {MAX_TAR_EXTENSION}")
+                data = self._bytes(size + -size % BLOCK)
+                if len(data) < size + -size % BLOCK:
+                    raise InvalidLayer("it ends inside of an extended header")
+                if flag == headers.PAX_GLOBAL:
+                    self._global = {**self._global, **headers.records(data[:size])}
+                    preceding += raw.pop() + data
+                    continue
+                raw.append(data)
+                if flag == headers.PAX_LOCAL:
+                    pax = headers.records(data[:size])
+                elif flag == headers.GNU_LONG_NAME:
+                    long_name = data[:size].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+                else:
+                    long_link = data[:size].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+            if self._global:
+                pax = {**self._global, **pax}
+            header = headers.decode(block, b"".join(raw), pax, long_name, long_link, inherits=bool(self._global))
+        except InvalidLayer as error:
+            raise InvalidLayer(f"the layer's tar is damaged after {self.count} entries, at {begun}: {error.message}") from error
+        header.preceding = preceding
+        self.count += 1
+        if self.count > MAX_ENTRIES:
+            raise InvalidLayer(f"the layer has over {MAX_ENTRIES} entries")
+        self._left, self._padding = header.size, -header.size % BLOCK
+        self._map = sparse.reader(header, block, self) if header.type == "reg" and sparse.is_sparse(header) else None
+        if self._map is not None:
+            header.raw = plain(header)
+        return header
+
+    @property
+    def following(self) -> int:
+        """Where in the tar the next entry begins."""
+        return self.at + self._left + self._padding
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the entry's contents are not all in the tar."""
+        return self._map is not None
+
+    @property
+    def global_pax(self) -> dict[str, str]:
+        """Records of global headers so far."""
+        return self._global
+
+    def read(self, count: int) -> bytes:
+        """The next ``count`` bytes of the entry's contents, fewer at their end; holes of sparse files are zeros. Raises InvalidLayer."""
+        return self.stored(count) if self._map is None else self._map.read(count)
+
+    def stored(self, count: int) -> bytes:
+        """The same without holes, as the tar has it."""
+        count = min(count, self._left)
+        data = self._bytes(count)
+        if len(data) != count:
+            raise InvalidLayer(f"the layer's tar ends inside of the contents of its entry {self.count}, at {self.at}")
+        self._left -= count
+        return data
+
+    def extra(self, count: int) -> bytes:
+        """``count`` more bytes of header that belong to a sparse file; raises InvalidLayer."""
+        data = self._bytes(count)
+        if len(data) != count:
+            raise InvalidLayer(f"the layer's tar ends inside of the header of its entry {self.count}, at {self.at}")
+        return data
+
+    def padding(self) -> bytes:
+        """What is behind the contents, once they are read, up to the next header; raises InvalidLayer."""
+        data = self._bytes(self._padding)
+        if len(data) != self._padding:
+            raise InvalidLayer(f"the layer's tar ends inside of the padding of its entry {self.count}, at {self.at}")
+        self._padding = 0
+        return data
+
+    def rest(self) -> Iterator[bytes]:
+        """All that follows the last entry, in pieces."""
+        yield self.last
+        while data := self._bytes(_PIECE):
+            yield data
+
+    def _bytes(self, count: int) -> bytes:
+        data = read(self._file, count) if count else b""
+        self.at += len(data)
+        return data
+
+    def _skip(self) -> None:
+        count = self._left + self._padding
+        self._padding = 0
+        if count > _PIECE and self._seekable and self._left:
+            # All but the last byte, so that a tar that ends too early is noticed.
+            self._file.seek(count - 1, 1)
+            self.at += count - 1
+            count = self._left = 1
+        while count:
+            data = self._bytes(min(count, _PIECE))
+            count -= len(data)
+            if not data:
+                if self._left:
+                    raise InvalidLayer(f"the layer's tar ends inside of the contents of its entry {self.count}, at {self.at}")
+                break
+        self._left = 0
+
+
+def plain(header: Header) -> bytes:
+    """Blocks that say all of ``header`` by themselves: for what depends on a global header or has a sparse map."""
+    info = tarfile.TarInfo(header.name)
+    info.type = {
+        "reg": tarfile.REGTYPE, "dir": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE, "char": tarfile.CHRTYPE,
+        "block": tarfile.BLKTYPE, "fifo": tarfile.FIFOTYPE,
+    }[header.type]  # fmt: skip
+    info.mode, info.uid, info.gid, info.size, info.mtime = header.mode & 0o7777, header.uid, header.gid, header.size, header.mtime
+    info.linkname, info.uname, info.gname = header.link, header.uname, header.gname
+    info.devmajor, info.devminor = header.dev_major, header.dev_minor
+    written = ("path", "linkpath", "size", "uid", "gid", "uname", "gname")
+    info.pax_headers = {key: value for key, value in header.pax.items() if not key.startswith("GNU.sparse.") and key not in written}
+    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+
+
+_ZEROS = bytes(BLOCK)

@@ -1,4 +1,4 @@
-"""Writing eStargz: a layer's tar cut into gzip members, with a table of contents at its end (estargz, whole document).
+"""Writing a layer: a tar cut into gzip members or zstd frames, with a table of contents (estargz, whole document; zstd:chunked).
 
 The layout differs from the reference in one thing that the specification leaves open: a member is closed after a file's contents and
 padding, and the next file's header begins another. Equal files then are equal bytes in every layer, and become equal blocks in IPFS
@@ -7,38 +7,40 @@ padding, and the next file's header begins another. Equal files then are equal b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import queue
+import io
 import tarfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-import msgspec
-
-from ipfs_store.errors import InvalidInput, InvalidLayer
-from ipfs_store.formats.compress import Ordered, gzip_member
-from ipfs_store.formats.document import Item, encode_document
+from ipfs_store.errors import InvalidLayer
+from ipfs_store.formats import arrange, endings
+from ipfs_store.formats.blobfile import BlobFile, Piece, Span
+from ipfs_store.formats.compress import codec, workers
+from ipfs_store.formats.contents import Contents, File, Placed
 from ipfs_store.formats.entries import normalise
+from ipfs_store.formats.headers import BLOCK, Header
 from ipfs_store.formats.names import (
     ANNOTATION_TOC_DIGEST,
     ANNOTATION_UNCOMPRESSED_SIZE,
+    EXTERNAL_TOC_FOOTER,
     LANDMARK_CONTENTS,
     NO_PREFETCH_LANDMARK,
     PREFETCH_LANDMARK,
     TOC_NAME,
-    estargz_footer,
 )
 from ipfs_store.formats.options import WriteOptions, Written
-from ipfs_store.formats.tarball import BLOCK, Member, members, unpacked
+from ipfs_store.formats.tarball import Source, TarReader, opened, plain, read
+from ipfs_store.formats.tarsplit import TarSplit, crc64
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_END = bytes(2 * BLOCK)
+Advance = Callable[[int, int], None]
+_MEMBER = 1 << 20
+"""Bytes of a member of a layer that is only compressed."""
+_STEP = 256 << 10
+"""Bytes after which ``advance`` is told again."""
 
 
 def write_layer(
@@ -46,253 +48,243 @@ def write_layer(
     target: Path,
     options: WriteOptions = WriteOptions(),  # noqa: B008 - a frozen value
     *,
-    advance: Callable[[int, int], None] | None = None,
+    advance: Advance | None = None,
+    threads: int | None = None,
 ) -> Written:
     """Write the layer at ``source`` (tar, tar.gz or tar.zst) to the new file ``target`` as ``options`` say.
 
-    The same tar and options give the same bytes. ``advance`` is told how many bytes of how many were taken in; what it raises ends the
-    work. Synchronous, CPU work in as many threads as there are processors. Raises InvalidLayer, InvalidInput, OSError.
+    The same tar and options give the same bytes with the same versions of libdeflate and zstd, whatever the machine, the number of
+    ``threads`` (one a processor if None) and the way the tar was compressed. ``advance`` is told how many bytes of how many of ``source``
+    were taken in; what it raises ends the work.
+
+    Memory: 5 MiB a thread and 0.6 KiB an entry or chunk. Disk: only if files are prioritized or a path comes twice in a compressed tar is it
+    unpacked, into a file without a name beside ``target``. Synchronous. Raises InvalidLayer, InvalidInput, OSError; ``target`` may then be
+    there in part.
     """
-    if options.format != "estargz" or options.min_chunk_size or options.external_toc:
-        raise InvalidInput(f"{options} cannot be written yet")
-    chunk_size, level, prioritized = options.chunk_size, options.effective_level, options.prioritized
-    with unpacked(source, target.parent) as tar, target.open("xb") as file:
-        entries, landmark = _arranged(list(_latest(members(tar))), prioritized)
-        with _Writer(file, chunk_size, level) as writer:
-            taken = 0
-            for number, member in enumerate(entries):
-                if number == landmark:
-                    writer.add(_landmark(PREFETCH_LANDMARK if prioritized else NO_PREFETCH_LANDMARK))
-                writer.add(member)
-                taken += len(member.header) + len(member.payload)
-                if advance is not None:
-                    advance(len(member.header) + len(member.payload), len(tar))
-            if landmark >= len(entries):
-                writer.add(_landmark(PREFETCH_LANDMARK if prioritized else NO_PREFETCH_LANDMARK))
-            if advance is not None:
-                advance(max(len(tar) - taken, 0), len(tar))
-            return writer.finish()
+    count = threads or workers()
+    with target.open("xb") as file:
+        progress = _Progress(advance)
+        if options.format in ("tar", "gzip", "zstd"):
+            with opened(source) as tar:
+                return _compressed(tar, file, options, progress, count)
+        if not options.prioritized:
+            with contextlib.suppress(_ComesTwice), opened(source) as tar:
+                return _lazy(tar, file, options, None, progress, count)
+            file.seek(0)
+            file.truncate()
+        with opened(source, target.parent, seekable=True) as tar:
+            return _lazy(tar, file, options, arrange.plan(tar.file, options.prioritized), progress, count)
 
 
-def _latest(found: Iterator[Member]) -> Iterator[Member]:
-    """What unpacking would leave of several entries of one path; TOC and landmarks of an earlier conversion are left out."""
-    kept: dict[str, Member] = {}
-    for member in found:
-        if member.path in (TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK) or (not member.path and member.type != "dir"):
-            continue
-        before = kept.get(member.path)
-        if before is not None and not (before.type == "dir" and member.type == "dir"):
-            del kept[member.path]  # a file that comes again comes later; a directory keeps its place before its children
-        kept[member.path] = member
-    yield from kept.values()
+class _ComesTwice(Exception):
+    """A path came that was there before, so that the tar has to be looked through first."""
 
 
-def _arranged(entries: list[Member], prioritized: Sequence[str]) -> tuple[list[Member], int]:
-    """The entries in order, and the number of the one before which the landmark goes."""
-    if not prioritized:
-        return entries, 0
-    by_path = {member.path: member for member in entries}
-    first: dict[str, Member] = {}
+class _Progress:
+    """What ``advance`` is told, also where a tar is read twice: never less than before, never more than there is."""
 
-    def bring(path: str, seen: frozenset[str]) -> None:
-        member = by_path.get(path)
-        if member is None or path in first or path in seen:
+    def __init__(self, advance: Advance | None) -> None:
+        self._advance = advance
+        self._told = 0.0
+
+    def at(self, tar: Source, *, end: bool = False) -> None:
+        if self._advance is None or not tar.size:
             return
-        folder = path.rpartition("/")[0]
-        if path:
-            bring(folder, seen | {path})
-        if member.type == "hardlink":
-            bring(normalise(member.info.linkname), seen | {path})
-        first[path] = member
-
-    for name in prioritized:
-        bring(normalise(name), frozenset())
-    rest = [member for member in entries if member.path not in first]
-    return [*first.values(), *rest], len(first)
+        taken = tar.size if end else min(tar.taken(), tar.size)
+        before = int(self._told * tar.size)
+        if end or taken - before >= _STEP:
+            self._told = taken / tar.size
+            self._advance(max(taken - before, 0), tar.size)
 
 
-def _landmark(name: str) -> Member:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = len(LANDMARK_CONTENTS), 0o644
-    return Member(name, "reg", info.tobuf(tarfile.USTAR_FORMAT), memoryview(LANDMARK_CONTENTS), info, 0, 0, {})
+def _compressed(tar: Source, file: BinaryIO, options: WriteOptions, progress: _Progress, threads: int) -> Written:
+    """The tar as it is, in one or many members; raises InvalidLayer."""
+    diff_id, size = hashlib.sha256(), 0
+    with BlobFile(file, codec(options.compression, options.effective_level), _nobody, threads) as blob:
+        while piece := read(tar.file, _MEMBER):
+            diff_id.update(piece)
+            size += len(piece)
+            blob.put(Piece(piece))
+            progress.at(tar)
+        if not size and options.compression:
+            blob.put(Piece(b""))
+        blob.flush()
+    progress.at(tar, end=True)
+    digest = f"sha256:{diff_id.hexdigest()}"
+    return Written(blob.digest, blob.size, digest, size, "", tuple(blob.boundaries), {}, options.compression)
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A member of the blob on its way: its bytes, and what it gives the TOC."""
+def _nobody(mark: object, start: int, end: int, digest: str) -> None:
+    """Nobody is to be told where a piece without marks went."""
 
-    data: bytes
-    raw: tuple[memoryview | bytes, ...]
-    digest: str
-    item: int
-    """Number of the TOC's item whose offset this is; -1: none."""
+
+def _lazy(tar: Source, file: BinaryIO, options: WriteOptions, plan: arrange.Plan | None, progress: _Progress, threads: int) -> Written:
+    with _Writer(file, options, lambda: progress.at(tar), threads) as writer:
+        if plan is not None:
+            for place in plan.first:
+                tar.file.seek(place.offset)
+                reader = TarReader(tar.file, pax=dict(place.pax))
+                header = reader.next()
+                assert header is not None, "the tar was read a moment ago"
+                writer.add(normalise(header.name), header, reader)
+            tar.file.seek(0)
+        if not options.keep_diff_id:
+            writer.landmark(PREFETCH_LANDMARK if options.prioritized else NO_PREFETCH_LANDMARK)
+        reader = TarReader(tar.file)
+        while (header := reader.next()) is not None:
+            path = normalise(header.name)
+            if options.keep_diff_id:
+                if path == TOC_NAME:
+                    raise InvalidLayer(f"the layer has a {TOC_NAME} already, and cannot keep its DiffID")
+            elif not arrange.belongs(path, header) or (plan is not None and reader.count - 1 in plan.left_out):
+                continue
+            elif plan is None and path in writer.folders:
+                raise _ComesTwice
+            writer.add(path, header, reader)
+        for piece in reader.rest() if options.keep_diff_id else ():
+            writer.tail(piece)
+        written = writer.finish(plan.missing if plan else ())
+        progress.at(tar, end=True)
+        return written
 
 
 class _Writer:
-    def __init__(self, file: BinaryIO, chunk_size: int, level: int) -> None:
-        self._file = file
-        self._chunk_size = chunk_size
-        self._level = level
-        self._items: list[Item] = []
-        self._offsets: dict[int, tuple[int, str]] = {}
-        self._headers: list[bytes] = []
-        self._header_bytes = 0
-        self._boundaries: list[int] = []
-        self._at = 0
-        self._blob = hashlib.sha256()
-        self._raw = _Hasher()
-        self._digests: dict[int, str] = {}
-        self._pool: Ordered[_Piece | tuple[int, str]] = Ordered(self._take)
+    """Members of a lazily readable layer: headers up to the next contents, contents with their padding, and so on."""
+
+    def __init__(self, file: BinaryIO, options: WriteOptions, tick: Callable[[], None], threads: int) -> None:
+        self._options = options
+        self._tick = tick
+        self._blob = BlobFile(file, codec(options.compression, options.effective_level), self._placed, threads)
+        self._contents = Contents(verbatim=options.format == "zstd:chunked")
+        self._split = TarSplit() if options.format == "zstd:chunked" else None
+        self._diff_id = hashlib.sha256()
+        self._size = 0
+        self._raws: list[bytes] = []
+        self._raw_size = 0
+        self._marks: list[object] = []
+        self._has_contents = False
+        self.folders: dict[str, bool] = {}
+        """Paths so far, and whether each is a directory."""
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pool.__exit__(kind, error, trace)
-        self._raw.finish()
+        self._blob.__exit__(kind, error, trace)
 
-    def add(self, member: Member) -> None:
-        self._headers.append(member.header)
-        self._header_bytes += len(member.header)
-        item = _item(member)
-        if not member.payload:
-            self._items.append(item)
-            if self._header_bytes >= self._chunk_size:
-                self._close_headers()
+    def add(self, path: str, header: Header, reader: TarReader) -> None:
+        """An entry, whose contents come from ``reader``; raises InvalidLayer."""
+        keep = self._options.keep_diff_id
+        if keep and reader.is_sparse:
+            raise InvalidLayer(f"{path!r} is a sparse file, which a layer that keeps its DiffID cannot have")
+        if keep and (header.preceding or path in self.folders):
+            self._split = None  # containers/storage knows neither global headers nor paths that come twice
+        self.folders[path] = header.type == "dir"
+        self._append(header.preceding + header.raw if keep else plain(header) if header.inherits else header.raw)
+        if not header.size:
+            self._marks.append((path, header))
+            if self._split is not None:
+                self._split.file(header.name, 0, 0)
+            if self._raw_size >= self._options.chunk_size:
+                self._close()
             return
-        self._close_headers()
-        number = len(self._items)
-        payload, size = member.payload, self._chunk_size
-        single = len(payload) <= size
-        for at in range(0, len(payload), size):
-            chunk = payload[at : at + size]
-            last = at + size >= len(payload)
-            length = 0 if last else size  # zero: to the end of the file
-            if at == 0:
-                self._items.append(_with(item, chunk_size=length))
-            else:
-                self._items.append(Item(name=item.name, type="chunk", chunk_offset=at, chunk_size=length))
-            raw = (chunk, bytes(member.padding)) if last and member.padding else (chunk,)
-            self._pool.submit(partial(_compress, raw, self._level, len(self._items) - 1, hashed=True))
-        if not single:
-            self._pool.submit(partial(_file_digest, payload, number))
+        if not self._has_contents:
+            self._close()
+        self._add_contents(File(path, header), reader)
 
-    def finish(self) -> Written:
-        self._close_headers()
-        self._pool.drain()
-        items = [
-            _with(item, offset=self._offsets[number][0], chunk_digest=self._offsets[number][1], digest=self._whole(item, number))
-            if number in self._offsets
-            else _with(item, digest=_EMPTY) if item.type == "reg" else item
-            for number, item in enumerate(self._items)
-        ]  # fmt: skip
-        document = encode_document(items)
-        info = tarfile.TarInfo(TOC_NAME)
-        info.size, info.mode = len(document), 0o444
-        toc_offset = self._at
-        toc = (info.tobuf(tarfile.USTAR_FORMAT), document, bytes(-len(document) % BLOCK), _END)
-        self._take(_compress(toc, max(self._level, 6), -1, hashed=False))
-        self._put(estargz_footer(toc_offset))
-        diff_id, raw_size = self._raw.finish()
-        toc_digest = f"sha256:{hashlib.sha256(document).hexdigest()}"
-        annotations = {ANNOTATION_TOC_DIGEST: toc_digest, ANNOTATION_UNCOMPRESSED_SIZE: str(raw_size)}
+    def landmark(self, name: str) -> None:
+        """The entry that says where prioritized files end, or that there are none, in a member of its own."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(LANDMARK_CONTENTS), 0o644
+        self._close()
+        reader = TarReader(io.BytesIO(info.tobuf(tarfile.USTAR_FORMAT) + LANDMARK_CONTENTS + bytes(BLOCK - info.size)))
+        header = reader.next()
+        assert header is not None, "it was written in the line before"
+        self.add(name, header, reader)
+        self._close()
+
+    def tail(self, data: bytes) -> None:
+        """What is behind the last entry of a tar that stays as it is."""
+        for at in range(0, len(data), self._options.chunk_size):
+            self._append(data[at : at + self._options.chunk_size])
+            if self._raw_size >= self._options.chunk_size:
+                self._close()
+
+    def finish(self, missing: Sequence[str]) -> Written:
+        """Write what is behind the files. Raises InvalidLayer for a tar that no directory could be made of."""
+        for path in self.folders:
+            folder = path.rpartition("/")[0]
+            if path and not self.folders.get(folder, True):
+                raise InvalidLayer(f"{path!r} lies below {folder!r}, which is no directory in the layer's tar")
+        inner = self._options.format == "estargz" and not self._options.external_toc
+        if not inner and not self._options.keep_diff_id:
+            self._append(endings.END_OF_TAR)
+        self._close()
+        self._blob.flush()
+        toc = b""
+        if self._options.external_toc:
+            toc, toc_digest = endings.external(self._contents.document())
+            ending = endings.Ending([EXTERNAL_TOC_FOOTER], toc_digest, {ANNOTATION_TOC_DIGEST: toc_digest})
+        elif inner:
+            ending = endings.estargz(self._contents.document(), self._blob.size)
+            self._diff_id.update(ending.raw)
+            self._size += len(ending.raw)
+        else:
+            split, size = (self._split.finish(), self._split.size) if self._split is not None else (b"", 0)
+            document = self._contents.document(endings.sha256(split) if split else "")
+            ending = endings.zstd_chunked(document, split, size, self._blob.size, self._options.audience)
+        for part in ending.parts:
+            self._blob.append(part)
+        annotations = {**ending.annotations, ANNOTATION_UNCOMPRESSED_SIZE: str(self._size)}
         return Written(
-            f"sha256:{self._blob.hexdigest()}", self._at, diff_id, raw_size, toc_digest, tuple(self._boundaries), annotations,
+            self._blob.digest, self._blob.size, f"sha256:{self._diff_id.hexdigest()}", self._size, ending.toc_digest,
+            tuple(self._blob.boundaries), annotations, self._options.compression, toc, tuple(missing),
         )  # fmt: skip
 
-    def _whole(self, item: Item, number: int) -> str:
-        if item.type != "reg":
-            return ""
-        return self._digests.get(number) or self._offsets[number][1]
+    def _add_contents(self, file: File, reader: TarReader) -> None:
+        size, step = file.header.size, self._options.chunk_size
+        whole = hashlib.sha256() if size > step else None
+        crc = 0
+        for at in range(0, size, step):
+            data = reader.read(step)
+            last = at + step >= size
+            if whole is not None:
+                whole.update(data)
+                file.digest = f"sha256:{whole.hexdigest()}" if last else ""
+            if self._split is not None:
+                crc = crc64(data, crc)
+            self._marks.append(Span(self._raw_size, len(data), (file, at, last)))
+            self._append(data, split=False)
+            self._has_contents = True
+            if last:
+                padding = reader.padding() if self._options.keep_diff_id else bytes(-size % BLOCK)
+                if self._split is not None:
+                    self._split.file(file.header.name, size, crc)
+                self._append(padding)
+            if self._raw_size >= self._options.min_chunk_size:
+                self._close()
+            self._tick()
 
-    def _close_headers(self) -> None:
-        if self._headers:
-            raw = (b"".join(self._headers),)
-            self._headers, self._header_bytes = [], 0
-            self._pool.submit(partial(_compress, raw, self._level, -1, hashed=False))
+    def _append(self, raw: bytes, *, split: bool = True) -> None:
+        self._raws.append(raw)
+        self._raw_size += len(raw)
+        if split and self._split is not None:
+            self._split.segment(raw)
 
-    def _take(self, piece: _Piece | tuple[int, str]) -> None:
-        if isinstance(piece, tuple):
-            self._digests[piece[0]] = piece[1]
-            return
-        if piece.item >= 0:
-            self._offsets[piece.item] = (self._at, piece.digest)
-        for part in piece.raw:
-            self._raw.update(part)
-        self._put(piece.data)
+    def _close(self) -> None:
+        if self._raws:
+            raw = self._raws[0] if len(self._raws) == 1 else b"".join(self._raws)
+            self._diff_id.update(raw)
+            self._size += len(raw)
+            self._blob.put(Piece(raw, self._marks))
+            self._raws, self._raw_size, self._marks, self._has_contents = [], 0, [], False
 
-    def _put(self, data: bytes) -> None:
-        self._boundaries.append(self._at)
-        self._file.write(data)
-        self._blob.update(data)
-        self._at += len(data)
-
-
-class _Hasher:
-    """SHA-256 in a thread of its own, so that hashing the tar does not wait for the compression of the next piece."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._size = 0
-        self._queue: queue.Queue[memoryview | bytes | None] = queue.Queue(256)
-        self._thread = threading.Thread(target=self._run, name="diff-id", daemon=True)
-        self._thread.start()
-
-    def update(self, data: memoryview | bytes) -> None:
-        self._size += len(data)
-        self._queue.put(data)
-
-    def finish(self) -> tuple[str, int]:
-        """(``sha256:...``, bytes); ends the thread."""
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
-        return f"sha256:{self._hash.hexdigest()}", self._size
-
-    def _run(self) -> None:
-        while (data := self._queue.get()) is not None:
-            self._hash.update(data)
-
-
-_EMPTY = "sha256:" + hashlib.sha256().hexdigest()
-
-
-def _compress(raw: tuple[memoryview | bytes, ...], level: int, item: int, *, hashed: bool) -> _Piece:
-    digest = f"sha256:{hashlib.sha256(raw[0]).hexdigest()}" if hashed else ""
-    return _Piece(gzip_member(raw, level), raw, digest, item)
-
-
-def _file_digest(payload: memoryview, number: int) -> tuple[int, str]:
-    return number, f"sha256:{hashlib.sha256(payload).hexdigest()}"
-
-
-def _item(member: Member) -> Item:
-    info = member.info
-    device = member.type in ("char", "block")
-    return Item(
-        name=member.path + ("/" if member.type == "dir" and member.path else ""),
-        type=member.type,
-        size=len(member.payload),
-        mod_time=_rfc3339(member.mtime, member.mtime_ns, member.path),
-        link_name=info.linkname if member.type == "symlink" else normalise(info.linkname) if member.type == "hardlink" else "",
-        mode=info.mode & 0o7777,
-        uid=info.uid,
-        gid=info.gid,
-        user_name=info.uname,
-        group_name=info.gname,
-        dev_major=info.devmajor if device else 0,
-        dev_minor=info.devminor if device else 0,
-        xattrs=member.xattrs or None,
-    )
-
-
-def _with(item: Item, **fields: object) -> Item:
-    return msgspec.structs.replace(item, **fields)
-
-
-def _rfc3339(seconds: int, nanoseconds: int, path: str) -> str:
-    try:
-        text = (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
-    except OverflowError as error:
-        raise InvalidLayer(f"{path!r} has a time {seconds} s from 1970, which no TOC can say") from error
-    return f"{text}.{nanoseconds:09d}Z" if nanoseconds else f"{text}Z"
+    def _placed(self, mark: object, start: int, end: int, digest: str) -> None:
+        if isinstance(mark, Span):
+            file, file_offset, last = cast("tuple[File, int, bool]", mark.tag)
+            file.chunks.append(Placed(start, mark.start, file_offset, mark.size, digest, end))
+            if last:
+                self._contents.add_file(file)
+        else:
+            path, header = cast("tuple[str, Header]", mark)
+            self._contents.add(path, header)

@@ -16,8 +16,8 @@ from ipfs_store.formats.detached import decode_detached
 from ipfs_store.formats.entries import normalise
 from ipfs_store.formats.layer import Layer, open_layer
 from ipfs_store.formats.limits import MAX_TOC
+from ipfs_store.formats.mapped import members, unpacked
 from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST
-from ipfs_store.formats.tarball import members, unpacked
 from ipfs_store.formats.toc import Chunk, Entry
 from ipfs_store.images.filesystem import LayerFiles
 from ipfs_store.images.pull import RemoteLayer, copy_blob
@@ -133,18 +133,17 @@ def _read_tar(tar: memoryview) -> PlainFiles:
     payloads: dict[str, memoryview] = {}
     for member in members(tar):
         trio.from_thread.check_cancelled()
-        regular = member.type == "reg"
+        header = member.header
+        regular, device = header.type == "reg", header.type in ("char", "block")
         digest = f"sha256:{hashlib.sha256(member.payload).hexdigest()}" if regular else ""
         for folder in _parents(member.path):
             entries.setdefault(folder, Entry(path=folder, type="dir", mode=0o755, uid=0, gid=0, mtime=0))
-        info = member.info
         entries[member.path] = Entry(
-            path=member.path, type=member.type, mode=info.mode & 0o7777, uid=info.uid, gid=info.gid,
-            mtime=member.mtime, mtime_ns=member.mtime_ns, size=len(member.payload) if regular else 0,
-            link=info.linkname if member.type == "symlink" else normalise(info.linkname) if member.type == "hardlink" else "",
-            dev_major=info.devmajor if member.type in ("char", "block") else 0,
-            dev_minor=info.devminor if member.type in ("char", "block") else 0,
-            xattrs=member.xattrs, digest=digest,
+            path=member.path, type=header.type, mode=header.mode & 0o7777, uid=header.uid, gid=header.gid,
+            mtime=header.mtime, mtime_ns=header.mtime_ns, size=header.size,
+            link=header.link if header.type == "symlink" else normalise(header.link) if header.type == "hardlink" else "",
+            dev_major=header.dev_major if device else 0, dev_minor=header.dev_minor if device else 0,
+            xattrs=header.xattrs, digest=digest,
         )  # fmt: skip
         if regular:
             payloads[digest] = member.payload

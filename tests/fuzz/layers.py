@@ -21,8 +21,8 @@ from ipfs_store.formats.entries import decode_toc, normalise
 from ipfs_store.formats.footer import TocLocation, locate_toc
 from ipfs_store.formats.layer import read_toc
 from ipfs_store.formats.limits import MAX_CHUNK, MAX_NAME, MAX_PATH, MAX_STREAM, MAX_TOC, TAIL
+from ipfs_store.formats.mapped import members
 from ipfs_store.formats.names import ANNOTATION_ZSTD_POSITION, EXTERNAL_TOC_FOOTER, Kind, estargz_footer, stargz_footer
-from ipfs_store.formats.tarball import members
 from ipfs_store.formats.toc import Entry, Toc
 from snapshotter.dataplane.build import build_tree
 from tests.fuzz.choices import Choices
@@ -312,8 +312,9 @@ def tar(data: bytes) -> None:
     """A layer's tar, uncompressed. Every byte of every file lies in the tar."""
     for member in members(memoryview(data)):
         assert normalise(member.path) == member.path
-        assert member.type == "reg" or not member.payload
-        assert len(member.header) % 512 == 0 and 0 <= member.mtime_ns < 10**9
+        header = member.header
+        assert len(member.payload) == header.size and (header.type == "reg" or not member.payload)
+        assert len(header.raw) % 512 == 0 and 0 <= header.mtime_ns < 10**9
 
 
 def tar_seeds() -> Iterator[bytes]:

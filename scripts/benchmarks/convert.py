@@ -1,0 +1,119 @@
+"""Conversion of a layer against stargz-snapshotter's ``ctr-remote image convert``, on the same images in the same run.
+
+Both read the layer out of the same content store. Theirs is the whole command: layer, config and manifest written into containerd. Ours is a
+process of its own that writes the layer and has it on disk (fsync), which is what containerd does with theirs. Best of the runs on both
+sides; processor seconds are those of ``ctr-remote`` and of our process, without containerd's.
+
+``IPFS_STORE_BENCH_IMAGES``: Docker archives to convert, separated by colons.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benchmarks.rows import Row
+from tests.containerd import PrivateContainerd
+
+IMAGES = os.environ.get("IPFS_STORE_BENCH_IMAGES", "/var/cache/ipfs-store/images/big300.tar:/var/cache/ipfs-store/images/big800.tar")
+RUNS = int(os.environ.get("IPFS_STORE_BENCH_RUNS", "2"))
+_OURS = """
+import os, sys
+from pathlib import Path
+from ipfs_store.formats.options import WriteOptions
+from ipfs_store.formats.writer import write_layer
+written = write_layer(Path(sys.argv[1]), Path(sys.argv[2]), WriteOptions(format=sys.argv[3]))
+with open(sys.argv[2], "rb") as file:
+    os.fsync(file.fileno())
+print(written.size)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One conversion."""
+
+    seconds: float
+    processor: float
+    memory: int
+    """Bytes, at most."""
+    size: int
+    """Bytes of the layer's blob."""
+
+
+def run() -> list[Row]:
+    """10 times theirs for both formats; a gzip blob at most 3 % larger than theirs; 300 MB of memory."""
+    rows: list[Row] = []
+    for text in IMAGES.split(":"):
+        with tempfile.TemporaryDirectory(prefix="b-", dir="/var/tmp") as name, PrivateContainerd(Path(name) / "c", "1.6") as daemon:
+            rows += _image(Path(text), daemon, Path(name))
+    return rows
+
+
+def _image(archive: Path, daemon: PrivateContainerd, folder: Path) -> list[Row]:
+    daemon.ctr("image", "import", "--no-unpack", "--base-name", "bench.invalid/image", archive, namespace="default")
+    name = daemon.ctr("image", "ls", "-q").split()[0]
+    _, layer = _layer(daemon, name)
+    source = daemon.root / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256" / layer.removeprefix("sha256:")
+    size = source.stat().st_size
+    rows: list[Row] = []
+    for kind, flag in (("estargz", "--estargz"), ("zstd:chunked", "--zstdchunked")):
+        ours, theirs = [], []
+        for number in range(RUNS):
+            ours.append(_ours(source, folder / "layer", kind))
+            theirs.append(_theirs(daemon, name, f"bench.invalid/{kind[:4]}:{number}", flag))
+        best, reference = min(ours, key=lambda run: run.seconds), min(theirs, key=lambda run: run.seconds)
+        case = f"{archive.stem} ({size / 1e6:.0f} MB), {kind}"
+        limit = 1.03 if kind == "estargz" else None
+        rows += [
+            Row(case, "seconds", best.seconds, reference.seconds, 0.1),
+            Row(case, "MB/s of tar", size / best.seconds / 1e6, size / reference.seconds / 1e6, 10, at_least=True),
+            Row(case, "processor seconds", best.processor, reference.processor, 0.1),
+            Row(case, "bytes of the blob", best.size, reference.size, limit),
+            Row(case, "MB of memory, at most", best.memory / 1e6, None, 300),
+        ]
+    return rows
+
+
+def _ours(source: Path, target: Path, kind: str) -> Run:
+    target.unlink(missing_ok=True)
+    seconds, processor, memory, out = _timed([sys.executable, "-c", _OURS, str(source), str(target), kind])
+    target.unlink()
+    return Run(seconds, processor, memory, int(out))
+
+
+def _theirs(daemon: PrivateContainerd, source: str, target: str, flag: str) -> Run:
+    command = ["ctr-remote", "--address", str(daemon.address), "image", "convert", flag, "--oci", source, target]
+    seconds, processor, memory, _ = _timed(command)
+    size, _ = _layer(daemon, target)
+    # What was converted must not be found done the next time.
+    daemon.ctr("image", "rm", "--sync", target)
+    return Run(seconds, processor, memory, size)
+
+
+def _timed(command: list[str]) -> tuple[float, float, int, str]:
+    begun = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        out = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begun
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {process.returncode}")
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10, out
+
+
+def _layer(daemon: PrivateContainerd, name: str) -> tuple[int, str]:
+    """Size and digest of the image's largest layer."""
+    digest = next(line.split()[2] for line in daemon.ctr("image", "ls").splitlines()[1:] if line.split()[0] == name)
+    document = json.loads(daemon.ctr("content", "get", digest))
+    if "manifests" in document:
+        document = json.loads(daemon.ctr("content", "get", document["manifests"][0]["digest"]))
+    return max((layer["size"], layer["digest"]) for layer in document["layers"])
