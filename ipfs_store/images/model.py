@@ -48,8 +48,6 @@ class ConvertedLayer:
     diff_id: Digest | None
     """None: that of the layer before, which stays byte for byte what it was and only gets more annotations."""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    boundaries: tuple[int, ...] = ()
-    """Offsets where gzip members or zstd frames begin."""
     toc: bytes = b""
     """The blob of its table of contents, where that is in an image of its own."""
     same_tar: bool = False
@@ -66,15 +64,6 @@ class TocObject:
     """Bytes of the uncompressed TOC."""
     data: bytes = field(repr=False)
     """The object."""
-
-
-@dataclass(frozen=True, slots=True)
-class LazyForm:
-    """What a layer's TOC says to who stores the layer."""
-
-    boundaries: tuple[int, ...]
-    """Offsets where gzip members or zstd frames begin."""
-    toc: TocObject | None
 
 
 class Progress(Protocol):

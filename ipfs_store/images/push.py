@@ -12,9 +12,9 @@ import trio
 
 from ipfs_store.cids import Cid, format_cid
 from ipfs_store.dag.builder import FileBuilder
-from ipfs_store.dag.chunker import MAX_LEAF, fixed_leaves, member_leaves
+from ipfs_store.dag.chunker import BY_MEMBER, MAX_LEAF, Chunker, fixed_leaves
 from ipfs_store.errors import ImageNotFound, InvalidDescriptor
-from ipfs_store.images.model import ConvertedLayer, Image, LazyForm, NoProgress, Progress, TocObject
+from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress, TocObject
 from ipfs_store.images.referrers import collect_referrers
 from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootReferrer, RootToc
 from ipfs_store.nodes.interface import Block, Node, Push
@@ -25,8 +25,8 @@ from ipfs_store.oci.platform import default_platform, select
 
 Convert = Callable[[Descriptor, Path], AbstractAsyncContextManager[ConvertedLayer | None]]
 """Makes the lazily readable form of a layer; None where the layer is to stay as it is."""
-Inspect = Callable[[Descriptor, Path], Awaitable[LazyForm | None]]
-"""What the TOC of a layer says; None where the layer has none."""
+Inspect = Callable[[Descriptor, Path], Awaitable[TocObject | None]]
+"""The TOC of a layer; None where it has none by which it could be read lazily."""
 
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _BATCH = 64
@@ -40,8 +40,8 @@ class PushOptions:
     """Which manifests of an index; empty: this machine's; None: all."""
     convert: Convert | None = None
     inspect: Inspect | None = None
-    fixed_chunks: int | None = None
-    """Cut layers every so many bytes, as ``ipfs add`` does; None: where members end."""
+    chunker: Chunker = BY_MEMBER
+    """Where layers are cut into leaves."""
     own_annotations: bool = True
     """Name the image root in the descriptor, and each layer's TOC object in its own; without it both are, byte for byte, what other tools push."""
     name: str = ""
@@ -208,7 +208,7 @@ class _Pusher:
                 # The same bytes under another type, as an empty config has many, are one blob of the image.
                 if blob.digest not in blobs:
                     async with self._image.open_blob(blob) as path:
-                        blobs[blob.digest] = RootBlob.of(_with_url(blob, await self._blob(blob, path, ())))
+                        blobs[blob.digest] = RootBlob.of(_with_url(blob, await self._blob(blob, path, fixed_leaves)))
             document = RootBlob.of(await self._document(referrer.descriptor, referrer.data))
             parts = tuple(blobs[blob.digest] for blob in referrer.blobs)
             found.append(RootReferrer(referrer.subject, document, referrer.artifact_type, parts))
@@ -235,12 +235,11 @@ class _Pusher:
         return await self._store(layer, path, None)
 
     async def _store(self, layer: Descriptor, path: Path, converted: ConvertedLayer | None) -> PushedLayer:
-        lazy: LazyForm | None = None
+        toc: RootToc | None = None
         if self._options.inspect is not None and is_layer(layer.media_type):
-            lazy = await self._options.inspect(layer, path)
-        boundaries = converted.boundaries if converted is not None else lazy.boundaries if lazy is not None else ()
-        cid = await self._blob(layer, path, boundaries)
-        toc = await self._toc(lazy.toc) if lazy is not None and lazy.toc is not None else None
+            found = await self._options.inspect(layer, path)
+            toc = await self._toc(found) if found is not None else None
+        cid = await self._blob(layer, path, self._options.chunker.leaves if is_layer(layer.media_type) else fixed_leaves)
         if toc is not None and self._options.own_annotations:
             layer = replace(layer, annotations={**layer.annotations, TOC_ANNOTATION: format_cid(toc.cid)})
         return PushedLayer(_with_url(layer, cid), cid, converted is not None and converted.diff_id is not None, toc)
@@ -250,13 +249,12 @@ class _Pusher:
         cid = await self._put_file(fixed_leaves(memoryview(toc.data), MAX_LEAF))
         return RootToc(toc.digest, len(toc.data), toc.raw_size, cid)
 
-    async def _blob(self, descriptor: Descriptor, path: Path, boundaries: Sequence[int]) -> Cid:
+    async def _blob(self, descriptor: Descriptor, path: Path, cut: Callable[[memoryview], Iterator[memoryview]]) -> Cid:
         item = str(descriptor.digest)
         self._progress.begin(item, "push", descriptor.size)
         self._bytes += descriptor.size
         with path.open("rb") as file, _mapped(file.fileno(), descriptor.size) as data:
-            leaves = _leaves(data, boundaries, self._options.fixed_chunks)
-            cid = await self._put_file(leaves, lambda count: self._progress.advance(item, count))
+            cid = await self._put_file(cut(data), lambda count: self._progress.advance(item, count))
         self._progress.done(item, format_cid(cid))
         return cid
 
@@ -297,12 +295,6 @@ def _take(blocks: Iterator[Block]) -> list[Block]:
         if len(batch) == _BATCH:
             break
     return batch
-
-
-def _leaves(data: memoryview, boundaries: Sequence[int], fixed: int | None) -> Iterator[memoryview]:
-    if fixed is not None:
-        return fixed_leaves(data, fixed)
-    return member_leaves(data, boundaries) if boundaries else fixed_leaves(data)
 
 
 class _mapped:  # noqa: N801 a context manager, used as a function

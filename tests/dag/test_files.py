@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ipfs_store.cids import Cid, format_cid, parse_cid
 from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.car import car_frame, car_header
-from ipfs_store.dag.chunker import MAX_LEAF, fixed_leaves, member_leaves
+from ipfs_store.dag.chunker import fixed_leaves
 from ipfs_store.dag.file import UnixfsFile
 from ipfs_store.dag.unixfs import encode_file_node
 from ipfs_store.errors import InvalidDag
@@ -149,45 +147,3 @@ async def test_a_directory_is_not_read_as_a_file(ipfs: Ipfs) -> None:
 
     with pytest.raises(InvalidDag, match="a directory, not a file"):
         await UnixfsFile.open(get, empty)
-
-
-members = st.lists(st.binary(min_size=1, max_size=400), max_size=40)
-
-
-@given(members, st.integers(16, 300))
-def test_leaves_add_up_to_the_blob_and_end_where_members_end(parts: list[bytes], target: int) -> None:
-    blob, starts = b"".join(parts), [0]
-    for part in parts:
-        starts.append(starts[-1] + len(part))
-    leaves = [bytes(leaf) for leaf in member_leaves(memoryview(blob), starts[:-1], target)]
-    assert b"".join(leaves) == blob
-    ends, at = set(starts), 0
-    for leaf in leaves:
-        at += len(leaf)
-        assert at in ends
-
-
-def test_a_changed_member_moves_no_boundary_but_its_own() -> None:
-    numbers = random.Random(3)
-    parts = [numbers.randbytes(numbers.randrange(100, 40_000)) for _ in range(500)]
-
-    def leaves_of(parts: list[bytes]) -> set[bytes]:
-        starts, at = [], 0
-        for part in parts:
-            starts.append(at)
-            at += len(part)
-        return {bytes(leaf) for leaf in member_leaves(memoryview(b"".join(parts)), starts)}
-
-    before = leaves_of(parts)
-    parts[250] = numbers.randbytes(12_345)
-    after = leaves_of(parts)
-    assert len(after - before) <= 3
-    assert len(before) > 50
-
-
-def test_a_member_of_megabytes_is_cut_from_its_own_start() -> None:
-    big = random.Random(9).randbytes(5 << 20)
-    first = {bytes(leaf) for leaf in member_leaves(memoryview(b"x" * 77 + big), [0, 77])}
-    second = {bytes(leaf) for leaf in member_leaves(memoryview(b"y" * 1000 + big), [0, 1000])}
-    assert max(map(len, first)) <= MAX_LEAF
-    assert len(first - second) == 1

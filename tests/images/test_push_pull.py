@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ipfs_store.cids import DAG_CBOR, RAW, cid_of, codec_of, format_cid
+from ipfs_store.dag.chunker import Chunker
 from ipfs_store.errors import BlobMismatch, BlockNotFound, InvalidDescriptor
 from ipfs_store.images.pull import copy_blob, resolve
 from ipfs_store.images.push import PushOptions, push_image
@@ -56,7 +57,7 @@ class VectorImage:
 
 async def test_documents_are_what_other_tools_push() -> None:
     node = MemoryNode()
-    result = await push_image(node, VectorImage(), PushOptions(own_annotations=False))
+    result = await push_image(node, VectorImage(), PushOptions(own_annotations=False, chunker=Chunker.parse("size-262144")))
     theirs = json.loads((VECTORS / "ipfs-push/descriptor.json").read_bytes())
     ours = json.loads(node.store[result.cid])
     assert list(ours) == list(theirs)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     "--chunk-size", type=Size(), default="256KiB", show_default=True, metavar="SIZE", help="Of converted layers: what is fetched at once."
 )
 @click.option("--level", type=click.IntRange(1, 9), default=6, show_default=True, help="Of converted layers: compression.")
+@click.option("--chunker", default="member", show_default=True, metavar="RULE",
+              help="Where layers are cut into blocks: member[-BYTES] where their parts end, size-BYTES as ipfs add does.")  # fmt: skip
 @click.option(
     "--preserve-digests", is_flag=True, help="Leave every byte as it is, so that digests and signatures hold; nothing is converted."
 )
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def command(
     settings: Settings, source: str, estargz: bool, platforms: tuple[str, ...], all_platforms: bool, chunk_size: int, level: int,
-    preserve_digests: bool, referrers: bool, name: str, plain_http: bool, creds: str | None, as_json: bool, quiet: bool,
+    chunker: str, preserve_digests: bool, referrers: bool, name: str, plain_http: bool, creds: str | None, as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Push the image SOURCE into IPFS, keep it there (pin it), and print its CID.
 
@@ -66,6 +68,7 @@ def command(
         raise click.BadParameter("a chunk has 4 KiB to 64 MiB", param_hint="--chunk-size")
 
     from ipfs_store.cli.progress import shown_progress
+    from ipfs_store.dag.chunker import Chunker
     from ipfs_store.formats.options import WriteOptions
     from ipfs_store.images.conversion import layer_converter, lazy_form
     from ipfs_store.images.conversion.layers import LAZY
@@ -83,7 +86,13 @@ def command(
         written = WriteOptions(chunk_size=chunk_size, level=level)
         convert = layer_converter(written, reuse=LAZY, folder=opening.folder, progress=progress) if estargz else None
         options = PushOptions(
-            platforms=wanted, convert=convert, inspect=lazy_form, name=full_name, preserve_digests=preserve_digests, referrers=referrers
+            platforms=wanted,
+            convert=convert,
+            inspect=lazy_form,
+            chunker=Chunker.parse(chunker),
+            name=full_name,
+            preserve_digests=preserve_digests,
+            referrers=referrers,
         )
 
         async def push(node: Node) -> tuple[PushResult, str]:

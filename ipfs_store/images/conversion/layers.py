@@ -26,7 +26,7 @@ from ipfs_store.formats.names import (
 )
 from ipfs_store.formats.options import Format, WriteOptions, Written
 from ipfs_store.formats.writer import write_layer
-from ipfs_store.images.model import ConvertedLayer, LazyForm, NoProgress, Progress, TocObject
+from ipfs_store.images.model import ConvertedLayer, NoProgress, Progress, TocObject
 from ipfs_store.images.push import Convert
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import DOCKER_TYPES, recompressed
@@ -57,7 +57,7 @@ def layer_converter(
         if (found := await _lazy(layer, path)) is not None and found.kind in kept:
             said = await _annotations(found, path)
             missing = {key: value for key, value in said.items() if key not in layer.annotations}
-            yield ConvertedLayer(path, layer.media_type, layer.digest, layer.size, None, missing, _starts(found)) if missing else None
+            yield ConvertedLayer(path, layer.media_type, layer.digest, layer.size, None, missing) if missing else None
             return
         with tempfile.TemporaryDirectory(prefix="ipfs-store-", dir=folder) as name:
             target = Path(name) / "layer"
@@ -79,23 +79,22 @@ def layer_converter(
     return convert
 
 
-async def lazy_form(layer: Descriptor, path: Path) -> LazyForm | None:
-    """Where the members or frames of a lazily readable layer begin, as far as its TOC says, and the TOC; None for others."""
+async def lazy_form(layer: Descriptor, path: Path) -> TocObject | None:
+    """The TOC of a lazily readable layer as an object of its own; None for others (legacy stargz has no digests: nobody mounts it lazily)."""
     try:
         detached = await detach(await _blob(path), layer.annotations)
-        if detached.kind == "stargz":  # no digests: nobody mounts it lazily, but its members are members
-            opened = await trio.to_thread.run_sync(detached.open)
-            return LazyForm(_starts(opened), None)
-        opened, data = await trio.to_thread.run_sync(lambda: (detached.open(), detached.encode()))
     except InvalidLayer:
         return None
-    return LazyForm(_starts(opened), TocObject(Digest.parse(detached.digest), len(detached.data), data))
+    if detached.kind == "stargz":
+        return None
+    data = await trio.to_thread.run_sync(detached.encode)
+    return TocObject(Digest.parse(detached.digest), len(detached.data), data)
 
 
 def _converted(layer: Descriptor, path: Path, written: Written, *, same_tar: bool) -> ConvertedLayer:
     return ConvertedLayer(
         path, recompressed(layer.media_type, written.compression or "none"), Digest.parse(written.digest), written.size,
-        Digest.parse(written.diff_id), written.annotations, written.boundaries, written.toc, same_tar,
+        Digest.parse(written.diff_id), written.annotations, written.toc, same_tar,
     )  # fmt: skip
 
 

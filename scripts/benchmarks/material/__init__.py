@@ -1,0 +1,1 @@
+"""What benchmarks measure on: real images, made once and kept."""
