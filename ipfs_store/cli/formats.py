@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,7 @@ import click
 from ipfs_store.cli.settings import Size
 
 if TYPE_CHECKING:
-    from ipfs_store.formats.options import WriteOptions
+    from ipfs_store.formats.options import Audience, WriteOptions
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -24,7 +24,7 @@ def format_options(function: Decorated) -> Decorated:
     for option in reversed(
         (
             click.option("--estargz-record-in", type=_FILE, metavar="FILE", help="Files to put first: a record of `ctr-remote optimize`."),
-            click.option("--estargz-compression-level", type=click.IntRange(0, 9), metavar="N", help="0 to 9 [6]."),
+            click.option("--estargz-compression-level", type=click.IntRange(0, 9), metavar="N", help="0 to 9 [5]."),
             click.option("--estargz-chunk-size", type=Size(), metavar="SIZE", help="What is fetched at once [256KiB]."),
             click.option(
                 "--estargz-min-chunk-size", type=Size(), metavar="SIZE", help="Small files share a gzip member of so many bytes [0]."
@@ -35,6 +35,13 @@ def format_options(function: Decorated) -> Decorated:
                 "--zstdchunked-compression-level", type=click.IntRange(1, 22), metavar="N", help="1 to 22 [3]; 19 is the highest used."
             ),
             click.option("--zstdchunked-chunk-size", type=Size(), metavar="SIZE", help="What is fetched at once [256KiB]."),
+            click.option(
+                "--zstdchunked-audience",
+                type=click.Choice(["stargz-snapshotter", "containers-storage"]),
+                default="stargz-snapshotter",
+                show_default=True,
+                help="Whose annotations zstd:chunked layers get: Podman's and CRI-O's tools refuse those of both.",
+            ),
             # Ours are the same bytes at any number of workers, and isal unpacks faster than any helper: taken for scripts that have them.
             click.option("--estargz-parallelism", type=int, hidden=True, expose_value=False),
             click.option("--estargz-gzip-helper", "--GH", hidden=True, expose_value=False),
@@ -60,6 +67,19 @@ class FormatRequest:
     zstdchunked_record_in: Path | None = None
     zstdchunked_compression_level: int | None = None
     zstdchunked_chunk_size: int | None = None
+    zstdchunked_audience: Audience = "stargz-snapshotter"
+
+    def everywhere(self, chunk_size: int | None, level: int | None) -> FormatRequest:
+        """With these in place of what was not said of the format that is written; raises UsageError."""
+        if self.estargz and level is not None and level > 9:
+            raise click.BadParameter(f"{level} is not in the range of eStargz, 0 to 9", param_hint="--level")
+        return replace(
+            self,
+            estargz_chunk_size=_either(self.estargz_chunk_size, chunk_size),
+            estargz_compression_level=_either(self.estargz_compression_level, level),
+            zstdchunked_chunk_size=_either(self.zstdchunked_chunk_size, chunk_size),
+            zstdchunked_compression_level=_either(self.zstdchunked_compression_level, level),
+        )
 
     def options(self) -> WriteOptions | None:
         """How layers are written; None: not at all. Raises UsageError, InvalidInput, OSError."""
@@ -79,8 +99,9 @@ class FormatRequest:
             return WriteOptions(
                 "zstd:chunked",
                 chunk_size=_chunk(self.zstdchunked_chunk_size, "--zstdchunked-chunk-size") or CHUNK_SIZE,
-                level=None if level is None else min(level, _TOP_ZSTD),
+                level=None if level is None else max(1, min(level, _TOP_ZSTD)),
                 prioritized=read_record(record) if record is not None else (),
+                audience=self.zstdchunked_audience,
             )
         if self.estargz:
             record = self.estargz_record_in
@@ -102,7 +123,12 @@ class FormatRequest:
             self.estargz_record_in, self.estargz_compression_level, self.estargz_chunk_size, self.estargz_min_chunk_size,
             self.zstdchunked_record_in, self.zstdchunked_compression_level, self.zstdchunked_chunk_size,
         )  # fmt: skip
-        return not any(value is not None for value in said) and not self.estargz_external_toc and not self.estargz_keep_diff_id
+        plain = not self.estargz_external_toc and not self.estargz_keep_diff_id and self.zstdchunked_audience == "stargz-snapshotter"
+        return plain and not any(value is not None for value in said)
+
+
+def _either(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one
 
 
 def _chunk(size: int | None, option: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from ipfs_store.cli.command import Command
+from ipfs_store.cli.formats import FormatRequest, format_options, parse_credentials
 from ipfs_store.cli.settings import Settings, Size
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     ipfs-store ipfs-push docker-archive:images.tar:debian:12     # one of several in an archive
     ipfs-store ipfs-push oci:layout                              # a folder
     ipfs-store ipfs-push containerd:docker.io/library/debian:12  # what containerd has
+    ipfs-store ipfs-push --zstdchunked image.tar                 # layers as zstd:chunked
     ipfs-store ipfs-push --estargz=false --json image.tar        # layers as they are; the result as JSON
     ipfs-store ipfs-push --referrers REGISTRY/signed:1           # every digest kept, signatures and SBOMs taken along
     """,
@@ -33,12 +35,11 @@ if TYPE_CHECKING:
 @click.option("--estargz/--no-estargz", default=True, show_default=True, help="Convert layers to eStargz, so that they can be read lazily.")
 @click.option("--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Which of several (may be repeated) [this machine's].")
 @click.option("--all-platforms", is_flag=True, help="All of several.")
-@click.option(
-    "--chunk-size", type=Size(), default="256KiB", show_default=True, metavar="SIZE", help="Of converted layers: what is fetched at once."
-)
-@click.option("--level", type=click.IntRange(1, 9), default=6, show_default=True, help="Of converted layers: compression.")
 @click.option("--chunker", default="member", show_default=True, metavar="RULE",
               help="Where layers are cut into blocks: member[-BYTES] where their parts end, size-BYTES as ipfs add does.")  # fmt: skip
+@click.option("--chunk-size", type=Size(), metavar="SIZE", help="Of converted layers: what is fetched at once [256KiB].")
+@click.option("--level", type=click.IntRange(0, 22), metavar="N", help="Of converted layers: compression [eStargz 5, zstd:chunked 3].")
+@format_options
 @click.option(
     "--preserve-digests", is_flag=True, help="Leave every byte as it is, so that digests and signatures hold; nothing is converted."
 )
@@ -51,8 +52,9 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @click.pass_obj
 def command(
-    settings: Settings, source: str, estargz: bool, platforms: tuple[str, ...], all_platforms: bool, chunk_size: int, level: int,
-    chunker: str, preserve_digests: bool, referrers: bool, name: str, plain_http: bool, creds: str | None, as_json: bool, quiet: bool,
+    settings: Settings, /, source: str, estargz: bool, platforms: tuple[str, ...], all_platforms: bool, chunk_size: int | None,
+    level: int | None, chunker: str, preserve_digests: bool, referrers: bool, name: str, plain_http: bool, creds: str | None, as_json: bool,
+    quiet: bool, **formats: Any,
 ) -> None:  # fmt: skip
     """Push the image SOURCE into IPFS, keep it there (pin it), and print its CID.
 
@@ -62,14 +64,15 @@ def command(
     if platforms and all_platforms:
         raise click.UsageError("--platform and --all-platforms exclude each other")
     preserve_digests = preserve_digests or referrers
-    if preserve_digests and estargz and click.get_current_context().get_parameter_source("estargz") is ParameterSource.COMMANDLINE:
-        raise click.UsageError("--estargz changes digests, --preserve-digests and --referrers keep them")
-    if not 4 << 10 <= chunk_size <= 64 << 20:
-        raise click.BadParameter("a chunk has 4 KiB to 64 MiB", param_hint="--chunk-size")
+    said = click.get_current_context().get_parameter_source("estargz") is ParameterSource.COMMANDLINE
+    if preserve_digests and ((estargz and said) or formats["zstdchunked"]):
+        raise click.UsageError("--estargz and --zstdchunked change digests, --preserve-digests and --referrers keep them")
+    estargz = estargz and (said or not formats["zstdchunked"])
+    request = FormatRequest(estargz=estargz, **formats).everywhere(chunk_size, level)
+    written = request.options()
 
     from ipfs_store.cli.progress import shown_progress
     from ipfs_store.dag.chunker import Chunker
-    from ipfs_store.formats.options import WriteOptions
     from ipfs_store.images.conversion import layer_converter, lazy_form
     from ipfs_store.images.conversion.layers import LAZY
     from ipfs_store.images.push import PushOptions, push_image
@@ -79,12 +82,13 @@ def command(
 
     wanted = None if all_platforms else tuple(map(parse_platform, platforms))
     full_name = str(Reference.parse(name)) if name else ""
-    credentials = _credentials(creds)
+    credentials = parse_credentials(creds)
 
     with shown_progress(quiet=quiet) as progress:
         opening = SourceOptions(credentials=credentials, plain_http=plain_http, progress=progress)
-        written = WriteOptions(chunk_size=chunk_size, level=level)
-        convert = layer_converter(written, reuse=LAZY, folder=opening.folder, progress=progress) if estargz else None
+        # Any lazily readable layer is right for us as it is, unless a format was asked for.
+        reuse = (LAZY if estargz else None) if request.reuses else ()
+        convert = layer_converter(written, reuse=reuse, folder=opening.folder, progress=progress) if written is not None else None
         options = PushOptions(
             platforms=wanted,
             convert=convert,
@@ -110,15 +114,6 @@ def _tell_not_lazy(result: PushResult) -> None:
     if plain:
         what = f"{plain} of {len(result.layers)} layers have no table of contents, so they will be fetched whole"
         click.echo(f"note: {what}; to keep their digests, they were not converted", err=True)
-
-
-def _credentials(text: str | None) -> tuple[str, str] | None:
-    if text is None:
-        return None
-    user, colon, password = text.partition(":")
-    if not user:
-        raise click.BadParameter("expected USER or USER:PASSWORD", param_hint="--creds")
-    return user, password if colon else click.prompt(f"Password of {user}", hide_input=True, err=True)
 
 
 def _print(result: PushResult, name: str, *, as_json: bool, quiet: bool) -> None:

@@ -18,7 +18,8 @@ from ipfs_store.formats.limits import TAIL
 from ipfs_store.formats.names import (
     ANNOTATION_TOC_DIGEST,
     ANNOTATION_ZSTD_CHECKSUM,
-    ANNOTATION_ZSTD_POSITION,
+    ANNOTATION_ZSTD_CHECKSUM_OLD,
+    ANNOTATION_ZSTD_POSITION_OLD,
     GZIP_MAGIC,
     ZSTD_MAGIC,
     ZSTD_SKIPPABLE_MAGIC,
@@ -32,6 +33,7 @@ from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import DOCKER_TYPES, recompressed
 
 _KIND: dict[Format, Kind] = {"estargz": "estargz", "zstd:chunked": "zstd:chunked"}
+_SAYING = (ANNOTATION_TOC_DIGEST, ANNOTATION_ZSTD_CHECKSUM, ANNOTATION_ZSTD_CHECKSUM_OLD)
 LAZY: frozenset[Kind] = frozenset(_KIND.values())
 """What can be read lazily and is verified by chunk: stargz of CRFS is not."""
 
@@ -50,13 +52,12 @@ def layer_converter(
     @asynccontextmanager
     async def convert(layer: Descriptor, path: Path) -> AsyncIterator[ConvertedLayer | None]:
         if options.compression == "zstd" and layer.media_type in DOCKER_TYPES:
-            raise InvalidInput(f"layer {layer.digest}: Docker's media types have no zstd", hint="convert them to OCI's with --oci")
+            raise InvalidInput(f"layer {layer.digest}: Docker's media types have no zstd", hint="make them OCI's: ipfs-store convert --oci")
         if options.format == "tar" and not await trio.to_thread.run_sync(_is_compressed, path):
             yield None
             return
         if (found := await _lazy(layer, path)) is not None and found.kind in kept:
-            said = await _annotations(found, path)
-            missing = {key: value for key, value in said.items() if key not in layer.annotations}
+            missing = {} if any(key in layer.annotations for key in _SAYING) else await _annotations(found, path)
             yield ConvertedLayer(path, layer.media_type, layer.digest, layer.size, None, missing) if missing else None
             return
         with tempfile.TemporaryDirectory(prefix="ipfs-store-", dir=folder) as name:
@@ -111,14 +112,14 @@ async def _lazy(layer: Descriptor, path: Path) -> Layer | None:
 
 
 async def _annotations(layer: Layer, path: Path) -> Mapping[str, str]:
-    """What others look for at a layer of this kind, as far as its blob tells: archives of Docker lose annotations."""
+    """What stargz-snapshotter looks for at a layer of this kind, as far as its blob tells: archives of Docker lose annotations."""
     found = {ANNOTATION_TOC_DIGEST: layer.toc.digest}
     if layer.kind == "zstd:chunked":
         blob = await _blob(path)
         location = locate_toc(await blob.read(max(blob.size - TAIL, 0), min(blob.size, TAIL)), blob.size, {})
         compressed = await blob.read(location.offset, location.length)
-        found[ANNOTATION_ZSTD_CHECKSUM] = str(Digest.of(compressed))
-        found[ANNOTATION_ZSTD_POSITION] = f"{location.offset}:{location.length}:{location.raw_length or 0}:1"
+        found[ANNOTATION_ZSTD_CHECKSUM_OLD] = str(Digest.of(compressed))
+        found[ANNOTATION_ZSTD_POSITION_OLD] = f"{location.offset}:{location.length}:{location.raw_length or 0}:1"
     return found
 
 

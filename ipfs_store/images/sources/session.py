@@ -20,8 +20,8 @@ from ipfs_store.images.sources.credentials import Credentials, find_credentials
 from ipfs_store.oci import Reference
 
 T = TypeVar("T")
-Body = Callable[[], AsyncIterator[bytes]]
-"""Makes the body of a request, each time that it is sent."""
+Body = Callable[[], httpx.AsyncByteStream]
+"""Makes the body of a request, each time that it is sent. No async generators: left in the middle, when a connection breaks, those complain."""
 
 _log = logging.getLogger(__name__)
 _TIMEOUT = httpx.Timeout(30.0, connect=15.0)  # seconds without a byte, not for a whole blob
@@ -79,14 +79,22 @@ class Session:
         for last in (False, False, True):  # a token that has run out is refused, renewed, and may be refused by a mirror once more
             used = self._authorization.header
             authorization = {"Authorization": used} if used and ours else {}
-            content = body() if body is not None else None
-            async with self._client.stream(
-                method, url, headers={**(headers or {}), **authorization}, content=content, follow_redirects=body is None
-            ) as response:
-                if response.status_code == 401 and not last and ours and await self._authorization.renew(response, used):
-                    continue
-                yield response
-                return
+            request = self._client.build_request(method, url, headers={**(headers or {}), **authorization})
+            sent = body() if body is not None else None
+            if sent is not None:
+                request.stream = sent
+            try:
+                response = await self._client.send(request, stream=True, follow_redirects=sent is None)
+                try:
+                    if response.status_code == 401 and not last and ours and await self._authorization.renew(response, used):
+                        continue
+                    yield response
+                    return
+                finally:
+                    await response.aclose()
+            finally:
+                if sent is not None:
+                    await sent.aclose()  # httpx does not
 
     async def retried(self, what: str, attempt: Callable[[], Awaitable[T]], progress: Callable[[], int] = lambda: 0) -> T:
         """``attempt`` until it works; RegistryUnavailable after five in a row that brought nothing new. ``what`` follows "registry R "."""
@@ -139,8 +147,8 @@ def check_status(response: httpx.Response, what: str, where: str) -> None:
     _refused(response, f"{where} does not give {what}")
 
 
-async def check_written(response: httpx.Response, what: str, where: str) -> None:
-    """Raises for an answer that says that ``what`` was not taken, with what the registry says of it: RegistryUnavailable, Broken."""
+async def check_written(response: httpx.Response, failure: str) -> None:
+    """Raises ``failure`` for an answer that is a refusal, with what the registry says of it: RegistryUnavailable, Broken."""
     if response.is_success:
         return
     said = ""
@@ -151,7 +159,7 @@ async def check_written(response: httpx.Response, what: str, where: str) -> None
             if len(body) > _MAX_ERROR:
                 break
         said = _said(bytes(body[:_MAX_ERROR]))
-    _refused(response, f"{where} does not take {what}", said)
+    _refused(response, failure, said)
 
 
 def _refused(response: httpx.Response, failure: str, said: str = "") -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 import trio
 
 from ipfs_store.errors import BlobMismatch, RegistryUnavailable
-from ipfs_store.images.sources.scratch import PIECE
 from ipfs_store.images.sources.session import Broken, Session, check_written
 from ipfs_store.oci import Descriptor, Reference
 
 CHUNK = 32 << 20
 """Bytes of one PATCH after a first try in one piece broke; storage services behind registries want at least 5 MiB."""
+_PIECE = 1 << 20
 _BINARY = "application/octet-stream"
 
 
@@ -33,7 +34,7 @@ class Uploads:
             async with self._session.opened(f"blobs/{blob.digest}", method="HEAD") as response:
                 if response.status_code in (404, 410):
                     return False
-                await check_written(response, f"the question for {blob.digest}", self._session.where)
+                await check_written(response, f"{self._session.where} does not say whether it has {blob.digest}")
                 return True
 
         return await self._session.retried(f"does not say whether it has {blob.digest}", attempt)
@@ -70,13 +71,10 @@ class Uploads:
         """Send an index or manifest under ``target``, a tag or its digest."""
         what = f"{target} of {self._session.reference.domain}/{self._session.reference.path}"
 
-        async def body() -> AsyncIterator[bytes]:
-            yield data
-
         async def attempt() -> None:
             headers = {"Content-Type": manifest.media_type, "Content-Length": str(len(data))}
-            async with self._session.opened(f"manifests/{target}", headers, method="PUT", body=body) as response:
-                await check_written(response, what, self._session.where)
+            async with self._session.opened(f"manifests/{target}", headers, method="PUT", body=lambda: httpx.ByteStream(data)) as response:
+                await check_written(response, f"{self._session.where} does not take {what}")
                 said = response.headers.get("Docker-Content-Digest", "")
                 if said and said != str(manifest.digest):
                     raise BlobMismatch(f"{self._session.where} took {what} as {said}; it is {manifest.digest}")
@@ -124,7 +122,7 @@ class _Upload:
             if response.status_code in (404, 410):
                 self._location = ""
             else:
-                await check_written(response, str(self._blob.digest), self._session.where)
+                await check_written(response, f"{self._session.where} does not take {self._blob.digest}")
                 found = re.fullmatch(r"(?:bytes=)?0-(\d+)", response.headers.get("Range", ""))
                 at = int(found[1]) + 1 if found else 0
                 self.kept = at if at > 1 else 0  # "0-0" is what an upload without a byte says
@@ -134,28 +132,20 @@ class _Upload:
         self._tell(self.kept)
 
     async def _send(self, location: str, start: int, end: int, *, final: bool) -> None:
-        async def body() -> AsyncIterator[bytes]:
-            self._tell(start)
-            async with await trio.open_file(self._path, "rb", buffering=0) as file:
-                await file.seek(start)
-                left = end - start
-                while left and (piece := await file.read(min(left, PIECE // 4))):
-                    left -= len(piece)
-                    yield piece
-                    self._tell(end - left)
-
         headers = {"Content-Type": _BINARY, "Content-Length": str(end - start)}
         if final:
             url, method = _with_digest(location, self._blob), "PUT"
         else:
             url, method = location, "PATCH"
             headers["Content-Range"] = f"{start}-{end - 1}"
-        async with self._session.opened(url, headers, method=method, body=body) as response:
+        async with self._session.opened(
+            url, headers, method=method, body=lambda: _FileBody(self._path, start, end, self._tell)
+        ) as response:
             if not final and response.status_code in (404, 410, 416):
                 if response.status_code != 416:
                     self._location = ""
                 raise Broken(f"the registry lost its place in the upload (HTTP {response.status_code})")
-            await check_written(response, str(self._blob.digest), self._session.where)
+            await check_written(response, f"{self._session.where} does not take {self._blob.digest}")
             if not final:
                 self._location = _location(response, location)
 
@@ -164,20 +154,41 @@ class _Upload:
         self._told = count
 
 
+class _FileBody(httpx.AsyncByteStream):
+    """Bytes ``start`` to ``end`` of a file; tells how far it is read."""
+
+    def __init__(self, path: Path, start: int, end: int, tell: Callable[[int], None]) -> None:
+        self._file: BinaryIO = path.open("rb", buffering=0)
+        self._file.seek(start)
+        self._at, self._end, self._tell = start, end, tell
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._tell(self._at)
+        piece = await trio.to_thread.run_sync(self._file.read, min(self._end - self._at, _PIECE))
+        if not piece:
+            self._file.close()
+            raise StopAsyncIteration
+        self._at += len(piece)
+        return piece
+
+    async def aclose(self) -> None:
+        self._file.close()
+
+
 async def begin(session: Session, what: str) -> str:
     """The URL of a new upload."""
     async with session.opened("blobs/uploads/", {"Content-Length": "0"}, method="POST") as response:
-        await check_written(response, what, session.where)
+        await check_written(response, f"{session.where} does not take {what}")
         return _location(response)
 
 
 async def _finish(session: Session, location: str, blob: Descriptor, data: bytes) -> None:
-    async def body() -> AsyncIterator[bytes]:
-        yield data
-
     headers = {"Content-Type": _BINARY, "Content-Length": str(len(data))}
-    async with session.opened(_with_digest(location, blob), headers, method="PUT", body=body) as response:
-        await check_written(response, str(blob.digest), session.where)
+    async with session.opened(_with_digest(location, blob), headers, method="PUT", body=lambda: httpx.ByteStream(data)) as response:
+        await check_written(response, f"{session.where} does not take {blob.digest}")
 
 
 def _location(response: httpx.Response, default: str = "") -> str:
