@@ -46,7 +46,7 @@ class Inode:
 
 def check_inode(inode: Inode, name: bytes) -> None:
     """Raise InvalidTree where a field is outside of what the kernel takes; ``name`` is for the message."""
-    shown = name.decode(errors="backslashreplace")[:80]
+    shown = repr(name.decode(errors="backslashreplace")[:80])
     if inode.kind not in _KINDS:
         raise InvalidTree(f"{shown}: mode {inode.mode:o} has no file type")
     if (inode.children is not None) != (inode.kind == stat.S_IFDIR):

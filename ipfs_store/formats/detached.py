@@ -53,8 +53,14 @@ class DetachedToc:
         )  # fmt: skip
         return header + zstandard.ZstdCompressor(level=LEVEL, write_content_size=True).compress(self.data)
 
-    def open(self) -> Layer:
-        """The layer, as `layer.open_layer` would open it; raises InvalidLayer. CPU work."""
+    def open(self, size: int | None = None) -> Layer:
+        """The layer, as `layer.open_layer` would open it; raises InvalidLayer. CPU work.
+
+        ``size``: bytes of the blob, where it will be read. No digest covers where files end, so that it may be a lie; what the TOC then says
+        of places behind the blob's end must not be asked of its reader.
+        """
+        if size is not None and self.payload_end > size:
+            raise InvalidLayer(f"the layer's TOC object says its files end at {self.payload_end}, and the blob at {size}")
         toc = decode_toc(decode_document(self.data), kind=self.kind, digest=self.digest, payload_end=self.payload_end)
         return Layer(self.kind, toc, self.payload_end)
 

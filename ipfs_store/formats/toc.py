@@ -29,7 +29,12 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     inner_offset: int
     """Where in the decompressed stream this chunk begins."""
     digest: str
-    """``sha256:...`` of the uncompressed chunk; empty where the format has none (legacy stargz)."""
+    """``sha256:...`` of the uncompressed chunk; empty where the format has none (legacy stargz), and for a hole."""
+
+    @property
+    def is_hole(self) -> bool:
+        """Whether the chunk is zeros that are not in the blob (containers/storage, pkg/chunked: ``chunkType`` is ``zeros``)."""
+        return not self.digest and self.offset == self.end == 0
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -26,6 +26,7 @@ from ipfs_store.images.sources.scratch import Scratch
 from ipfs_store.nodes.interface import Blocks
 
 _CHUNKS = 16  # of a file, asked for at once: 4 MiB at 256 KiB, some 32 leaves in flight
+_TOGETHER = 64 << 20  # of the blob, and so in memory: chunks of a foreign TOC may be of any size
 _PIECE = 4 << 20
 
 
@@ -45,7 +46,7 @@ async def open_lazy(blocks: Blocks, layer: RemoteLayer) -> tuple[UnixfsFile, Lay
         raise InvalidLayer(f"the TOC of layer {layer.descriptor.digest} has {file.size} bytes in IPFS, over the limit of {MAX_TOC}")
     data = await file.read(0, file.size)
     expected = annotations.get(ANNOTATION_TOC_DIGEST, "")
-    return blob, await trio.to_thread.run_sync(lambda: decode_detached(data, expected=expected).open())
+    return blob, await trio.to_thread.run_sync(lambda: decode_detached(data, expected=expected).open(blob.size))
 
 
 class LazyFiles:
@@ -66,7 +67,7 @@ class LazyFiles:
             chunks = entry.chunks[at : at + _CHUNKS]
             # Chunks of a file follow on each other in the blob as a rule: one read of them all asks for all of their leaves at once.
             start, end = min(chunk.offset for chunk in chunks), max(chunk.end for chunk in chunks)
-            together = end - start <= 2 * sum(chunk.end - chunk.offset for chunk in chunks)
+            together = end - start <= min(2 * sum(chunk.end - chunk.offset for chunk in chunks), _TOGETHER)
             data = await self._blob.read(start, end - start) if together else b""
             for chunk in chunks:
                 length = chunk.end - chunk.offset

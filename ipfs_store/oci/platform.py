@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -29,6 +30,8 @@ _ALIASES: dict[str, tuple[str, str | None]] = {
     "armv8l": ("arm", "v8"),
     "loongarch64": ("loong64", None),
 }
+
+_VARIANT = re.compile(r"v[0-9]{1,2}")
 
 
 def parse_platform(text: str) -> Platform:
@@ -73,7 +76,8 @@ def runs_on(wanted: Platform) -> list[Platform]:
     """What ``wanted`` can run, best first: itself, older variants, then the 32-bit architecture that its processors also know."""
     first = normalise_platform(wanted)
     vector = [first]
-    number = int(first.variant[1:]) if first.variant[:1] == "v" and first.variant[1:].isdigit() else 0
+    # Two digits: every older variant is listed, and a stranger's index may say v600000000000.
+    number = int(first.variant[1:]) if _VARIANT.fullmatch(first.variant) else 0
     match first.architecture:
         case "amd64":
             vector += [normalise_platform(replace(first, variant=f"v{older}")) for older in range(number - 1, 0, -1)]

@@ -154,6 +154,9 @@ class _Builder:
         return len(chunks)
 
     def _chunk(self, entry: Entry, chunk: Chunk) -> None:
+        if chunk.is_hole:
+            self.digests += NO_DIGEST
+            return
         if not (0 <= chunk.offset < chunk.end and chunk.inner_offset >= 0):
             raise InvalidLayer(f"{entry.path!r} has a chunk at {chunk.offset} to {chunk.end} of the blob, which is nowhere")
         if chunk.end - chunk.offset > MAX_STREAM or chunk.inner_offset + chunk.size > MAX_STREAM:

@@ -132,8 +132,8 @@ class LayerTree:
         return self.digests[32 * chunk : 32 * chunk + 32]
 
     def is_hole(self, chunk: int) -> bool:
-        """Whether the chunk is zeros that the blob does not hold; `build` takes none."""
-        return False
+        """Whether the chunk is zeros that the blob does not hold."""
+        return not self.stream_length[chunk]
 
     def chunks_of_stream(self, offset: int) -> array[int]:
         """Every chunk in the stream that begins at ``offset`` of the blob."""
