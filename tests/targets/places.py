@@ -40,7 +40,7 @@ class Place:
         """``name``: a repository and tag, ``app:1``."""
         match self.kind:
             case "oci" | "oci-archive" | "docker-archive":
-                return f"{self.kind}:{self.at}" + (f":{name}" if name and self.many else "")
+                return f"{self.kind}:{self.at}" + (f":{name}" if name else "")
             case "registry":
                 return f"docker://{self.at}/{name or 'app:1'}"
             case _:
