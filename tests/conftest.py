@@ -6,5 +6,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kill-seconds", type=float, default=10, help="how long tests/kills kills (default %(default)s, for each mode of mounting)")
+    parser.addoption(
+        "--kill-seconds", type=float, default=10, help="how long tests/kills kills (default %(default)s, for each mode of mounting)"
+    )
     parser.addoption("--kill-seed", type=int, default=None, help="repeat a run of tests/kills")

@@ -15,7 +15,6 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import pyfuse3
@@ -27,10 +26,9 @@ from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ROOT as CONTENT_ROOT
 from snapshotter.dataplane.contents import ContentTree, is_content
 from snapshotter.dataplane.layers import MountedLayer
-from snapshotter.dataplane.processes import is_dying
 from snapshotter.dataplane.reader import ChunkReader
 from snapshotter.dataplane.tree import ROOT
-from snapshotter.dataplane.waiters import Waiters
+from snapshotter.dataplane.waiters import OpenFiles, Waiters
 
 T = TypeVar("T")
 
@@ -39,8 +37,6 @@ _log = logging.getLogger(__name__)
 FOREVER = 1e9
 """Seconds; layers do not change."""
 BLOCK = 4096
-LOOK_FOR_KILLED = 0.25
-"""Seconds between two looks at who waits for a long read: one small file of /proc each, and only while somebody waits."""
 ONE_LINE_EVERY = 30.0
 """Seconds between two log lines about the same file: one failed read comes as up to sixteen requests of the kernel."""
 _OPAQUE = frozenset({b"trusted.overlay.opaque", b"user.overlay.opaque"})
@@ -51,16 +47,6 @@ _LOW = (1 << _SHIFT) - 1
 _HANDLE_NODE = 20
 _HANDLE_LAYER = 31
 _SERIALS = 1 << 12
-
-
-@dataclass(eq=False, slots=True)
-class _Open:
-    """A file that is open."""
-
-    opener: int = 0
-    """The thread that opened it; 0 where it is not known, or not to be asked again."""
-    reads: set[trio.CancelScope] = field(default_factory=set)
-    """Those that wait now."""
 
 
 class LayerOperations(pyfuse3.Operations):
@@ -79,7 +65,7 @@ class LayerOperations(pyfuse3.Operations):
         self._give_up = give_up
         self._contents = contents
         self._reader = reader
-        self._open: dict[int, _Open] = {}
+        self._files = OpenFiles()
         self._serials = itertools.count(1)
         self._logged: dict[tuple[int, int], float] = {}
 
@@ -185,67 +171,54 @@ class LayerOperations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """A handle; pages that the kernel has stay good."""
         if is_content(inode):
-            return await self._content(lambda: self._contents.open(inode, flags, ctx), errno.ESTALE, ctx.pid)
+            opened = await self._content(lambda: self._contents.open(inode, flags, ctx), errno.ESTALE, ctx.pid)
+            self._files.opened(inode, ctx.pid)
+            return opened
         if flags & (os.O_WRONLY | os.O_RDWR):
             raise FUSEError(errno.EROFS)
         layer, node = await self._node(inode, ctx.pid)
         layer.counters.opened.add(node)
         handle = next(self._serials) % _SERIALS << _HANDLE_NODE + _HANDLE_LAYER | layer.number << _HANDLE_NODE | node
-        self._open[handle] = _Open(ctx.pid)
+        self._files.opened(handle, ctx.pid)
         return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """The bytes, or EIO and one line in the log."""
-        if is_content(fh):
-            return await self._content(lambda: self._contents.read(fh, off, size), errno.ESTALE)
-        number, index = fh >> _HANDLE_NODE & (1 << _HANDLE_LAYER) - 1, fh & (1 << _HANDLE_NODE) - 1
-        layer, node = await self._node(InodeT(number << _SHIFT | index))
-        opened = self._open.setdefault(fh, _Open())  # not there: opened by a process that served before us
         data = b""
-        with trio.CancelScope() as scope:
-            opened.reads.add(scope)
-            try:
-                data = await self._reader.read(layer, node, off, size)
-            except IpfsStoreError as error:
-                self._log_once(layer, node, error.message)
-                raise FUSEError(errno.EIO) from error
-            except Exception as error:  # a defect must cost one read, not the mounts of the whole machine
-                _log.exception("reading %s of layer %s", layer.tree.path(node), layer.digest)
-                raise FUSEError(errno.EIO) from error
-            finally:
-                opened.reads.discard(scope)
+        with self._files.reading(fh) as scope:
+            if is_content(fh):
+                data = await self._content(lambda: self._contents.read(fh, off, size), errno.ESTALE)
+            else:
+                data = await self._read(fh, off, size)
         if scope.cancelled_caught:
             raise FUSEError(errno.EINTR)
+        return data
+
+    async def _read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        number, index = fh >> _HANDLE_NODE & (1 << _HANDLE_LAYER) - 1, fh & (1 << _HANDLE_NODE) - 1
+        layer, node = await self._node(InodeT(number << _SHIFT | index))
+        try:
+            data = await self._reader.read(layer, node, off, size)
+        except IpfsStoreError as error:
+            self._log_once(layer, node, error.message)
+            raise FUSEError(errno.EIO) from error
+        except Exception as error:  # a defect must cost one read, not the mounts of the whole machine
+            _log.exception("reading %s of layer %s", layer.tree.path(node), layer.digest)
+            raise FUSEError(errno.EIO) from error
         layer.counters.read += len(data)
         return data
 
     async def flush(self, fh: FileHandleT) -> None:
-        """A descriptor was closed; if that was the end of a process that was killed, nobody waits for its reads any more."""
-        opened = self._open.get(fh)
-        if opened is not None and opened.reads and is_dying(opened.opener):
-            self._leave(opened)
+        """A descriptor was closed."""
+        self._files.flushed(fh)
 
     async def release(self, fh: FileHandleT) -> None:
         """The last descriptor was closed."""
-        self._open.pop(fh, None)
+        self._files.released(fh)
 
     async def watch_killed(self) -> None:
-        """Run for ever: end the reads of processes that got SIGKILL and cannot die while they wait for us.
-
-        pyfuse3 does not tell of interrupted requests. Most waiting readers die by themselves (they wait for the page, and `flush` hears of
-        it); one whose kernel reads without read-ahead waits for our answer, and dies when it gets one.
-        """
-        while True:
-            await trio.sleep(LOOK_FOR_KILLED)
-            for opened in [opened for opened in self._open.values() if opened.reads and opened.opener]:
-                if is_dying(opened.opener):
-                    self._leave(opened)
-
-    def _leave(self, opened: _Open) -> None:
-        # Once for each open file: should a child that inherited it read on, the kernel repeats what was read ahead, and that is served.
-        opened.opener = 0
-        for scope in opened.reads:
-            scope.cancel()
+        """Run for ever: end the reads of processes that got SIGKILL and cannot die while they wait for us."""
+        await self._files.watch()
 
     def _log_once(self, layer: MountedLayer, node: int, reason: str) -> None:
         now = trio.current_time()

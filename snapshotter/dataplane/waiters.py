@@ -2,12 +2,16 @@
 
 pyfuse3 does not tell of interrupted requests, and a thread that waits in a request which we took dies only when it is answered. So whoever
 waits longer than a moment is looked at in /proc, and its wait is cancelled when it has to go.
+
+Reads are a matter of their own, since they do not say who waits: of an open file, those who opened it are looked at. Mostly nobody needs
+that: who reads through the page cache waits for the page, and dies at once. A direct read, or one without read-ahead, waits for our answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import trio
 
@@ -40,3 +44,67 @@ class Waiters:
             for scope, thread in list(self._scopes.items()):
                 if thread and is_dying(thread):
                     scope.cancel()
+
+
+@dataclass(eq=False, slots=True)
+class _File:
+    opened: int = 0
+    openers: set[int] = field(default_factory=set)
+    """Threads; those that are found dying are not asked again."""
+    reads: set[trio.CancelScope] = field(default_factory=set)
+    """Those that wait now."""
+
+
+class OpenFiles:
+    """Files that are open by their handle, which may be one for all who opened the file, or one for each."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, _File] = {}
+
+    def opened(self, handle: int, thread: int) -> None:
+        """By ``thread``."""
+        file = self._files.setdefault(handle, _File())
+        file.opened += 1
+        file.openers.add(thread)
+
+    def flushed(self, handle: int) -> None:
+        """A descriptor was closed; if that was the end of a process that was killed, nobody waits for its reads any more."""
+        file = self._files.get(handle)
+        if file is not None:
+            _leave_if_dying(file)
+
+    def released(self, handle: int) -> None:
+        """The last descriptor of one opening was closed."""
+        file = self._files.get(handle)
+        if file is not None:
+            file.opened -= 1
+            if file.opened <= 0 and not file.reads:
+                del self._files[handle]
+
+    @contextmanager
+    def reading(self, handle: int) -> Iterator[trio.CancelScope]:
+        """Around a read; afterwards ``cancelled_caught`` says whether it was given up because one who opened the file dies."""
+        file = self._files.setdefault(handle, _File())  # it is new where the process before this one opened the file
+        with trio.CancelScope() as scope:
+            file.reads.add(scope)
+            try:
+                yield scope
+            finally:
+                file.reads.discard(scope)
+                if file.opened <= 0 and not file.reads:
+                    self._files.pop(handle, None)
+
+    async def watch(self) -> None:
+        """Run for ever."""
+        while True:
+            await trio.sleep(LOOK_FOR_KILLED)
+            for file in [file for file in self._files.values() if file.reads and file.openers]:
+                _leave_if_dying(file)
+
+
+def _leave_if_dying(file: _File) -> None:
+    # Once for each opener: should another who has the file open read on, the kernel repeats what was read ahead, and that is served.
+    if file.reads and (dying := {thread for thread in file.openers if is_dying(thread)}):
+        file.openers -= dying
+        for scope in file.reads:
+            scope.cancel()

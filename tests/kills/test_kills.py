@@ -138,5 +138,7 @@ def test_no_reader_notices(on_stage: Stage, request: pytest.FixtureRequest, tmp_
         wrong = [error for (_, error), process in zip(results, readers, strict=True) if process.returncode]
         assert not wrong, f"seed {seed}, after {counts}:\n{wrong[0]}\n{on_stage.log()[-6000:]}"
         said = [json.loads(out) for out, _ in results]
-        print(f"{on_stage.mode}: {counts}; {sum(one['actions'] for one in said)} actions, the slowest took {max(one['slowest'] for one in said)} s")
+        print(
+            f"{on_stage.mode}: {counts}; {sum(one['actions'] for one in said)} actions, the slowest took {max(one['slowest'] for one in said)} s"
+        )
         assert sum(counts.values()) > 2
