@@ -35,6 +35,9 @@ class Inode:
     """Target of a symbolic link."""
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
     """Full names, such as ``b"trusted.overlay.opaque"``."""
+    redirect: bytes = b""
+    """Regular file: where overlayfs finds its data in a data-only layer, such as ``b"/ab/abcd"``; it becomes ``trusted.overlay.metacopy`` and
+    ``trusted.overlay.redirect`` (filesystems/overlayfs.rst, "Data-only lower layers"), which ``xattrs`` then must not have."""
     children: dict[bytes, Inode] | None = None
     """Names and inodes of a directory; None for everything else."""
 
@@ -46,13 +49,32 @@ class Inode:
 
 def check_inode(inode: Inode, name: bytes) -> None:
     """Raise InvalidTree where a field is outside of what the kernel takes; ``name`` is for the message."""
+    kind = inode.mode & 0o170000
+    # In one expression first: this is done for every inode.
+    if (
+        kind in _KINDS
+        and (inode.children is not None) == (kind == stat.S_IFDIR)
+        and (kind != stat.S_IFLNK or 0 < len(inode.link) <= LINK_MAX)
+        and 0 <= inode.uid < 1 << 32
+        and 0 <= inode.gid < 1 << 32
+        and 0 <= inode.mtime_ns < 10**9
+        and 0 <= inode.size < 1 << 63
+        and (inode.rdev == _NO_DEVICE or (0 <= inode.rdev[0] < 1 << 12 and 0 <= inode.rdev[1] < 1 << 20))
+        and -(1 << 63) <= inode.mtime < 1 << 63
+        and (not inode.redirect or kind == stat.S_IFREG)
+    ):
+        return
+    raise _fault(inode, name)
+
+
+def _fault(inode: Inode, name: bytes) -> InvalidTree:
     shown = repr(name.decode(errors="backslashreplace")[:80])
     if inode.kind not in _KINDS:
-        raise InvalidTree(f"{shown}: mode {inode.mode:o} has no file type")
+        return InvalidTree(f"{shown}: mode {inode.mode:o} has no file type")
     if (inode.children is not None) != (inode.kind == stat.S_IFDIR):
-        raise InvalidTree(f"{shown}: children belong to directories, and only to them")
+        return InvalidTree(f"{shown}: children belong to directories, and only to them")
     if inode.kind == stat.S_IFLNK and not 0 < len(inode.link) <= LINK_MAX:
-        raise InvalidTree(f"{shown}: a symbolic link of {len(inode.link)} bytes (1 to {LINK_MAX} are possible)")
+        return InvalidTree(f"{shown}: a symbolic link of {len(inode.link)} bytes (1 to {LINK_MAX} are possible)")
     for what, value, limit in (
         ("uid", inode.uid, 1 << 32),
         ("gid", inode.gid, 1 << 32),
@@ -62,15 +84,16 @@ def check_inode(inode: Inode, name: bytes) -> None:
         ("minor number", inode.rdev[1], 1 << 20),
     ):
         if not 0 <= value < limit:
-            raise InvalidTree(f"{shown}: {what} is {value}, outside of 0 to {limit - 1}")
+            return InvalidTree(f"{shown}: {what} is {value}, outside of 0 to {limit - 1}")
     if not -(1 << 63) <= inode.mtime < 1 << 63:
-        raise InvalidTree(f"{shown}: mtime is {inode.mtime}, which no file system can hold")
+        return InvalidTree(f"{shown}: mtime is {inode.mtime}, which no file system can hold")
+    return InvalidTree(f"{shown}: only regular files have their data elsewhere")
 
 
-def check_name(name: bytes) -> None:
-    """Raise InvalidTree unless ``name`` can be the name of a directory entry."""
-    if not name or len(name) > NAME_MAX or name in (b".", b"..") or b"/" in name or b"\0" in name:
-        raise InvalidTree(f"{name[:80]!r} ({len(name)} bytes) cannot be the name of a file")
+def not_a_name(name: bytes) -> InvalidTree:
+    """The error for what cannot be the name of a directory entry: empty, ``.``, ``..``, over 255 bytes, with ``/`` or NUL."""
+    return InvalidTree(f"{name[:80]!r} ({len(name)} bytes) cannot be the name of a file")
 
 
+_NO_DEVICE = (0, 0)
 _KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}

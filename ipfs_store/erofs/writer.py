@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import stat
 import struct
+from operator import itemgetter
 
-from ipfs_store.erofs.tree import Inode, InvalidTree, check_inode, check_name
+from ipfs_store.erofs.tree import NAME_MAX, Inode, InvalidTree, check_inode, not_a_name
 from ipfs_store.erofs.xattrs import SharedXattrs
 
 BLOCK = 4096
@@ -27,13 +28,15 @@ _TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, st
 _INODE = struct.Struct("<HHHHQIIIIQII16x")
 _DIRENT = struct.Struct("<QHBB")
 _DIRENT_SIZE = 12
+_SPECIAL = (b"", b".", b"..")
+_BY_NAME = itemgetter(0)
 _SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")
 
 
 class _Placed:
     """Where an inode goes and what it takes there."""
 
-    __slots__ = ("at", "blocks", "inode", "last", "nlink", "parent", "tail", "xattrs")
+    __slots__ = ("at", "blocks", "chunk_bits", "inode", "last", "nlink", "parent", "tail", "xattrs")
 
     def __init__(self, inode: Inode, parent: _Placed | None) -> None:
         self.inode = inode
@@ -47,6 +50,8 @@ class _Placed:
         """Bytes used in the last of them."""
         self.tail = 0
         """Bytes of inline data."""
+        self.chunk_bits = 0
+        """Regular file: log2 of its chunk size in blocks."""
 
 
 def write_image(root: Inode) -> bytes:
@@ -86,8 +91,9 @@ def _collect(root: Inode) -> list[_Placed]:
             continue
         entries: list[tuple[bytes, _Placed]] = [(b".", node), (b"..", node.parent)]
         below: list[_Placed] = []
-        for name, inode in children.items():
-            check_name(name)
+        for name, inode in sorted(children.items(), key=_BY_NAME):  # the same tree in whatever order it was made
+            if name in _SPECIAL or len(name) > NAME_MAX or b"/" in name or b"\0" in name:
+                raise not_a_name(name)
             child = known.get(id(inode))
             if child is None:
                 check_inode(inode, name)
@@ -102,14 +108,10 @@ def _collect(root: Inode) -> list[_Placed]:
             if inode.children is not None:
                 node.nlink += 1
             entries.append((name, child))
-        entries.sort(key=_by_name)
+        entries.sort(key=_BY_NAME)
         node.blocks, node.last = _split(entries)
         stack.extend(reversed(below))
     return order
-
-
-def _by_name(entry: tuple[bytes, _Placed]) -> bytes:
-    return entry[0]
 
 
 def _split(entries: list[tuple[bytes, _Placed]]) -> tuple[list[list[tuple[bytes, _Placed]]], int]:
@@ -132,8 +134,17 @@ def _place(placed: list[_Placed], shared: SharedXattrs) -> int:
     position = _FIRST_INODE
     for node in placed:
         inode = node.inode
-        node.xattrs = shared.body(inode.xattrs)
-        fixed = _INODE.size + len(node.xattrs)
+        if inode.xattrs or inode.redirect:
+            node.xattrs = shared.body(inode.xattrs, inode.redirect)
+        fixed = 64 + len(node.xattrs)
+        if inode.mode & 0o170000 == stat.S_IFREG:
+            node.at = position
+            if inode.size:
+                node.chunk_bits, node.tail = _chunks(inode.size)
+                node.tail *= 4
+            position += fixed + node.tail
+            position += -position % 32
+            continue
         if node.blocks:
             node.tail = node.last if len(node.blocks) == 1 and node.last <= _MAX_INLINE else 0
         elif inode.link:
@@ -146,23 +157,26 @@ def _place(placed: list[_Placed], shared: SharedXattrs) -> int:
                 position += -position % BLOCK
         node.at = position
         position += fixed + node.tail
-        if inode.kind == stat.S_IFREG and inode.size:
-            position += 4 * _chunks(inode.size)[1]
         position += -position % 32
     return position
 
 
 def _chunks(size: int) -> tuple[int, int]:
     """(log2 of the chunk size in blocks, number of chunks) of a file that is one hole, or a few beyond 8 TiB."""
-    bits = min(max((size - 1).bit_length() - 12, 0), _MAX_CHUNK_BITS)
-    return bits, -(-size // (BLOCK << bits))
+    bits = (size - 1).bit_length() - 12
+    if bits <= _MAX_CHUNK_BITS:
+        return max(bits, 0), 1
+    return _MAX_CHUNK_BITS, -(-size // (BLOCK << _MAX_CHUNK_BITS))
 
 
 def _encode(placed: list[_Placed], image: bytearray) -> None:
     for number, node in enumerate(placed, 1):
         inode = node.inode
         layout, union, size, data = _PLAIN, 0, inode.size, b""
-        if node.blocks:
+        if inode.mode & 0o170000 == stat.S_IFREG:
+            if size:
+                layout, union, data = _CHUNKED, node.chunk_bits, _HOLE if node.tail == 4 else _HOLE * (node.tail // 4)
+        elif node.blocks:
             size = (len(node.blocks) - 1) * BLOCK + node.last
             if node.tail:
                 layout, data = _INLINE, _directory_block(node.blocks[0])
@@ -174,33 +188,28 @@ def _encode(placed: list[_Placed], image: bytearray) -> None:
                 layout, data = _INLINE, inode.link
             else:
                 union = _append(image, _padded(inode.link))
-        elif inode.kind == stat.S_IFREG:
-            if size:
-                bits, count = _chunks(size)
-                layout, union, data = _CHUNKED, bits, _HOLE * count
         else:
             size = 0
             if inode.kind in (stat.S_IFCHR, stat.S_IFBLK):
                 major, minor = inode.rdev
                 union = (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
+        body = node.xattrs + data
         count = (len(node.xattrs) - 12) // 4 + 1 if node.xattrs else 0
         _INODE.pack_into(
             image, node.at, 1 | layout << 1, count, inode.mode, 0, size, union, number, inode.uid, inode.gid,
             inode.mtime & 0xFFFFFFFFFFFFFFFF, inode.mtime_ns, node.nlink,
         )  # fmt: skip
-        at = node.at + _INODE.size
-        image[at : at + len(node.xattrs)] = node.xattrs
-        at += len(node.xattrs)
-        image[at : at + len(data)] = data
+        image[node.at + 64 : node.at + 64 + len(body)] = body
 
 
 def _directory_block(entries: list[tuple[bytes, _Placed]]) -> bytes:
     offset = _DIRENT_SIZE * len(entries)
-    heads, names = bytearray(), bytearray()
+    heads = []
     for name, child in entries:
-        heads += _DIRENT.pack(child.at // 32, offset + len(names), _TYPES[child.inode.kind], 0)
-        names += name
-    return bytes(heads + names)
+        heads.append(_DIRENT.pack(child.at // 32, offset, _TYPES[child.inode.mode & 0o170000], 0))
+        offset += len(name)
+    heads += [name for name, _ in entries]
+    return b"".join(heads)
 
 
 def _padded(data: bytes) -> bytes:

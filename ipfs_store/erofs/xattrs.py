@@ -32,10 +32,12 @@ class SharedXattrs:
                 self._ids[item] = len(self.area) // 4
                 self.area += entry
 
-    def body(self, xattrs: Mapping[bytes, bytes]) -> bytes:
-        """What follows the inode: header, references to shared attributes, inline attributes."""
+    def body(self, xattrs: Mapping[bytes, bytes], redirect: bytes = b"") -> bytes:
+        """What follows the inode: header, references to shared attributes, inline attributes; see `Inode.redirect`."""
         if not xattrs:
-            return b""
+            return _alone(redirect) if redirect else b""
+        if redirect:
+            xattrs = {**xattrs, _METACOPY: b"", _REDIRECT: redirect}
         shared: list[int] = []
         inline = bytearray()
         for item in sorted(xattrs.items()):
@@ -52,6 +54,15 @@ class SharedXattrs:
         return body
 
 
+_METACOPY, _REDIRECT = b"trusted.overlay.metacopy", b"trusted.overlay.redirect"
+
+
+def _alone(redirect: bytes) -> bytes:
+    """The body of a file that has nothing but a redirect: nearly every regular file."""
+    body = _BEFORE_REDIRECT + struct.pack("<H", len(redirect)) + _REDIRECT[8:] + redirect
+    return body + bytes(-len(body) % 4)
+
+
 def _entry(name: bytes, value: bytes) -> bytes:
     index, rest = _WHOLE.get(name, 0), b""
     if not index:
@@ -65,3 +76,6 @@ def _entry(name: bytes, value: bytes) -> bytes:
         raise InvalidTree(f"the extended attribute {name[:80]!r} of {len(value)} bytes is outside of what Linux takes")
     entry = struct.pack("<BBH", len(rest), index, len(value)) + rest + value
     return entry + bytes(-len(entry) % 4)
+
+
+_BEFORE_REDIRECT = bytes(_IBODY_HEADER) + _entry(_METACOPY, b"") + struct.pack("<BB", len(_REDIRECT) - 8, 4)

@@ -11,6 +11,7 @@ What overlayfs needs differs from what a layer says (image-spec, layer.md, "Whit
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ipfs_store.erofs import Inode
@@ -28,6 +29,7 @@ _OPAQUE = ".wh..wh..opq"
 _HIDDEN = ".wh..wh."
 _OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 OPAQUE = {b"trusted.overlay.opaque": b"y"}
+_NO_XATTRS: Mapping[bytes, bytes] = {}
 _TYPES = {
     "dir": stat.S_IFDIR,
     "reg": stat.S_IFREG,
@@ -109,7 +111,7 @@ class _Builder:
             self.nodes[entry.path] = node
 
     def _node(self, entry: Entry) -> Inode:
-        node = Inode(_TYPES[entry.type] | entry.mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns)
+        node = Inode(_TYPES[entry.type] | entry.mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns, entry.size, xattrs=_NO_XATTRS)
         if entry.xattrs:
             node.xattrs = {
                 name.encode("utf-8", "surrogateescape"): value
@@ -119,9 +121,7 @@ class _Builder:
         match entry.type:
             case "reg":
                 if entry.size:
-                    node.size = entry.size
-                    redirect = {b"trusted.overlay.metacopy": b"", b"trusted.overlay.redirect": self._content(entry)}
-                    node.xattrs = {**node.xattrs, **redirect} if entry.xattrs else redirect
+                    node.redirect = self._content(entry)
             case "dir":
                 node.children = {}
             case "symlink":
@@ -138,9 +138,9 @@ class _Builder:
     def _content(self, entry: Entry) -> bytes:
         """Note the file's contents; where they are in a data layer, as a redirect says it."""
         content = content_id(self.scope, self.layer, entry)
-        known = self.contents.first
-        if content not in known:
-            first = len(self.contents.chunk_size)
+        contents = self.contents
+        if content not in contents.first:
+            first = len(contents.chunk_size)
             at = 0
             for chunk in entry.chunks:
                 if chunk.file_offset != at or chunk.size <= 0:
@@ -149,31 +149,36 @@ class _Builder:
                 self._chunk(entry, chunk)
             if at != entry.size:
                 raise InvalidLayer(f"{entry.path!r} has {entry.size} bytes, and chunks for {at}")
-            known[content] = entry.size, first, len(entry.chunks), entry.path.encode("utf-8", "surrogateescape")
+            contents.first[content] = entry.size, first, len(entry.chunks), entry.path.encode("utf-8", "surrogateescape")
         name = content.hex()
         return f"/{name[:2]}/{name}".encode()
 
     def _chunk(self, entry: Entry, chunk: Chunk) -> None:
-        contents = self.contents
-        if is_hole(chunk):
-            digest = HOLE
+        length, inner = chunk.end - chunk.offset, chunk.inner_offset
+        if chunk.digest and chunk.offset >= 0 and 0 < length <= MAX_STREAM and 0 <= inner <= MAX_STREAM - chunk.size:
+            digest = bytes.fromhex(chunk.digest[7:])
         else:
-            if not (0 <= chunk.offset < chunk.end and chunk.inner_offset >= 0):
-                raise InvalidLayer(f"{entry.path!r} has a chunk at {chunk.offset} to {chunk.end} of the blob, which is nowhere")
-            if chunk.end - chunk.offset > MAX_STREAM or chunk.inner_offset + chunk.size > MAX_STREAM:
-                raise InvalidLayer(
-                    f"{entry.path!r} lies in a compressed stream of more than {MAX_STREAM >> 20} MiB, which is too large to be read lazily",
-                    hint="convert the image with smaller chunks (ipfs-push does)",
-                )
-            digest = bytes.fromhex(chunk.digest[7:]) if chunk.digest else NO_DIGEST
-            if len(digest) != 32:
-                raise InvalidLayer(f"{entry.path!r} has a chunk with the digest {chunk.digest[:80]!r}, which is not a SHA-256")
+            digest = self._odd_chunk(entry, chunk)
+        contents = self.contents
         contents.chunk_file_offset.append(chunk.file_offset)
         contents.chunk_size.append(chunk.size)
         contents.stream_offset.append(chunk.offset)
-        contents.stream_length.append(chunk.end - chunk.offset)
-        contents.chunk_inner.append(chunk.inner_offset)
+        contents.stream_length.append(length)
+        contents.chunk_inner.append(inner)
         contents.digests += digest
+
+    def _odd_chunk(self, entry: Entry, chunk: Chunk) -> bytes:
+        """What stands for the digest of a hole or of a chunk that has none; raises InvalidLayer for one that cannot be read."""
+        if is_hole(chunk):
+            return HOLE
+        if not (0 <= chunk.offset < chunk.end and chunk.inner_offset >= 0):
+            raise InvalidLayer(f"{entry.path!r} has a chunk at {chunk.offset} to {chunk.end} of the blob, which is nowhere")
+        if chunk.end - chunk.offset > MAX_STREAM or chunk.inner_offset + chunk.size > MAX_STREAM:
+            raise InvalidLayer(
+                f"{entry.path!r} lies in a compressed stream of more than {MAX_STREAM >> 20} MiB, which is too large to be read lazily",
+                hint="convert the image with smaller chunks (ipfs-push does)",
+            )
+        return NO_DIGEST
 
     def _name(self, folder: str, name: str, node: Inode, path: str) -> None:
         parent = self.nodes.get(folder)

@@ -29,6 +29,7 @@ Scope = NewType("Scope", bytes)
 HOLE = b"a hole: as many zeros as it says"
 _SIZE = struct.Struct("<Q")
 _NONE = bytes(32)
+_ONE_CHUNK = struct.Struct("<32sQ32sQ32s")
 
 
 def make_scope(salt: bytes, namespace: str) -> Scope:
@@ -40,10 +41,9 @@ def content_id(scope: Scope, layer: str, entry: Entry) -> ContentId:
     """The content id of a regular file; ``layer`` (the TOC's digest or the blob's CID) counts where the TOC lacks digests."""
     chunks = entry.chunks
     if len(chunks) == 1 and chunks[0].digest:  # nearly all: 2 µs
-        chunk = chunks[0]
-        size = _SIZE.pack(chunk.size)
-        file = bytes.fromhex(entry.digest[7:]) if entry.digest else _NONE
-        return ContentId(hashlib.sha256(scope + _SIZE.pack(entry.size) + file + size + bytes.fromhex(chunk.digest[7:])).digest())
+        digest = bytes.fromhex(chunks[0].digest[7:])
+        file = digest if entry.digest == chunks[0].digest else bytes.fromhex(entry.digest[7:]) if entry.digest else _NONE
+        return ContentId(hashlib.sha256(_ONE_CHUNK.pack(scope, entry.size, file, chunks[0].size, digest)).digest())
     if not all(chunk.digest or is_hole(chunk) for chunk in chunks):
         path = entry.path.encode("utf-8", "surrogatepass")
         return ContentId(hashlib.sha256(b"unshared\0" + scope + hashlib.sha256(layer.encode()).digest() + path).digest())
