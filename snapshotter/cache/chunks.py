@@ -105,6 +105,10 @@ class ChunkCache:
         if self._counted and self._bytes > self.max_bytes:
             self._evict()
 
+    def has(self, digest: bytes) -> bool:
+        """Whether a chunk is here, not looked at."""
+        return os.path.exists(self._path(digest))  # noqa: PTH110 - a string
+
     def count(self) -> None:
         """Count what is there, and clear away what a killed process left half-written. Nothing is evicted before this was done once."""
         for name in _listed(self._tmp):

@@ -22,6 +22,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FU
 from ipfs_store.errors import IpfsStoreError, StorageFailed
 from snapshotter.cache import ContentStore
 from snapshotter.dataplane.calls import changes_metadata
+from snapshotter.dataplane.keeping import SMALL
 from snapshotter.dataplane.layers import NativeLayer
 from snapshotter.dataplane.reader import ChunkReader
 from snapshotter.dataplane.waiters import Waiters
@@ -33,8 +34,6 @@ NAME = b"content"
 """Of the folder below the mount's root."""
 FOREVER = 1e9
 """Seconds; a content does not change."""
-SMALL = 1 << 20
-"""Bytes up to which a file is fetched whole when it is looked up: four chunks of ours, 20 ms at 400 Mbit/s."""
 _BLOCK = 4096
 _CONTENT = 1 << 63
 ROOT = InodeT(_CONTENT)
@@ -111,6 +110,7 @@ class ContentTree:
     async def _promote(self, content: ContentId, sources: list[tuple[NativeLayer, int]]) -> None:
         layer, index = sources[0]
         data = await self._read(iter(sources), 0, layer.index.size[index])
+        # It is there already where it came in one extent.
         await trio.to_thread.run_sync(self._store.put, content, [data], limiter=self._threads)
 
     async def _read(self, sources: Iterator[tuple[NativeLayer, int]], offset: int, size: int) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ipfs_store.formats.blob import RangeReader
+from snapshotter.dataplane.keeping import Keeper
 from snapshotter.dataplane.tree import LayerTree
 from snapshotter.metadata.index import ContentIndex
 
@@ -16,10 +16,14 @@ Decode = Callable[[bytes, int], bytes]
 
 
 class Blob(Protocol):
-    """What a layer's files are read from; `formats.blob.RangeReader` without the size."""
+    """What a layer's files are read from; a `formats.blob.RangeReader` that knows its leaves."""
 
     async def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset``."""
+        ...
+
+    async def extent(self, offset: int, length: int) -> tuple[int, int]:
+        """Beginning and end of what has to be fetched to read that range: whole leaves. What else is in there costs nothing more."""
         ...
 
 
@@ -69,8 +73,8 @@ class ChunkTable(Protocol):
         """Whether the chunk is zeros that the blob does not hold."""
         ...
 
-    def chunks_of_stream(self, offset: int) -> Sequence[int]:
-        """Every chunk in the stream that begins at ``offset`` of the blob."""
+    def chunks_between(self, start: int, end: int) -> Sequence[int]:
+        """Every chunk whose stream begins at ``start`` of the blob or behind it, and before ``end``, in the order of the blob."""
         ...
 
 
@@ -95,7 +99,7 @@ class Opened:
     """A layer as its source gives it: everything but its place in the mount."""
 
     tree: LayerTree
-    blob: RangeReader
+    blob: Blob
     decode: Decode
 
 
@@ -112,6 +116,7 @@ class Readable:
     blob: Blob
     decode: Decode
     counters: Counters
+    keeper: Keeper
     content: int
     """Bytes of all its regular files."""
 

@@ -14,8 +14,10 @@ import trio
 from ipfs_store.errors import StorageFailed, Unavailable
 from ipfs_store.formats.chunks import decode_stream
 from ipfs_store.formats.footer import TocLocation
+from snapshotter.cache import ContentStore
 from snapshotter.dataplane.contents import ContentTree
 from snapshotter.dataplane.control import Mount
+from snapshotter.dataplane.keeping import ContentKeeper
 from snapshotter.dataplane.layers import Blob, Counters, NativeLayer
 from snapshotter.metadata import ContentIndex
 from snapshotter.metadata.contentid import Scope, make_scope
@@ -37,8 +39,16 @@ class NativeLayers:
     """Those that are mounted, by number. ``cache``: the folder of all that is kept; ``per_namespace``: contents are not shared among them."""
 
     def __init__(
-        self, cache: Path, source: Source, contents: ContentTree, generation: Callable[[], int], *, per_namespace: bool = False
+        self,
+        cache: Path,
+        store: ContentStore,
+        source: Source,
+        contents: ContentTree,
+        generation: Callable[[], int],
+        *,
+        per_namespace: bool = False,
     ) -> None:
+        self._store = store
         self._source = source
         self._contents = contents
         self._generation = generation
@@ -115,6 +125,7 @@ class NativeLayers:
             blob=self._source.blob(request.cid, counters),
             decode=partial(decode_stream, index.kind),
             counters=counters,
+            keeper=ContentKeeper(self._store, index),
             content=index.content,
             index=index,
             key=key,

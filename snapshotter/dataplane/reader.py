@@ -1,35 +1,54 @@
-"""From a range of a file to its bytes: memory, then the cache on disk, then the node."""
+"""From a range of a file to its bytes: memory, then the disk, then the node.
+
+What is fetched is an *extent*: the leaves that hold the streams which somebody wants. Everything else that lies whole in them is kept as
+well, since it costs no round trip: a leaf holds dozens of small files, and the next one that is read is probably among them.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import trio
 
 from ipfs_store.errors import ChunkMismatch, InvalidLayer, VerificationFailed
-from snapshotter.cache import ChunkCache, RecentChunks
+from snapshotter.cache import RecentChunks
+from snapshotter.dataplane.keeping import Chunks
 from snapshotter.dataplane.layers import Readable
-from snapshotter.dataplane.tree import NO_DIGEST
+from snapshotter.metadata.index import NO_DIGEST
 from snapshotter.scheduler import Priority, Scheduler
 
+_log = logging.getLogger(__name__)
+
 Key = tuple[int, int]
-"""A stream: (generation of the layer, offset in its blob)."""
-Chunks = dict[int, bytes]
-"""Verified chunks by their index in the layer's table."""
+"""A run of streams: (generation of the layer, offset in its blob)."""
+Job = Callable[[], Awaitable[Chunks]]
+# Streams that lie one after the other are one fetch up to so many bytes of the blob: at 500 MB/s the event loop has 2 ms for a megabyte, and a
+# fetch costs it some 0.5 ms. The kernel asks for 1 MiB at a time.
+RUN_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Streams that are fetched together: a range of the blob, and which chunks somebody waits for."""
+
+    start: int
+    end: int
+    wanted: frozenset[int]
 
 
 class ChunkReader:
     """Reads ranges of files. ``threads`` limits hashing, decompression and the cache's disk: more than that only takes memory."""
 
-    def __init__(
-        self, *, cache: ChunkCache, recent: RecentChunks, scheduler: Scheduler[Key, Chunks], threads: trio.CapacityLimiter
-    ) -> None:
+    def __init__(self, *, recent: RecentChunks, scheduler: Scheduler[Key, Chunks], threads: trio.CapacityLimiter) -> None:
         self.scheduler = scheduler
-        self._cache = cache
         self._recent = recent
         self._threads = threads
+        self._flying: dict[Key, _Run] = {}
+        """What brings a stream, by layer and offset."""
 
     async def read(self, layer: Readable, node: int, offset: int, size: int) -> bytes:
         """The bytes that the file has from ``offset``, at most ``size``, verified.
@@ -44,7 +63,8 @@ class ChunkReader:
         start, end = offset, min(offset + size, table.size[node])
         if len(wanted) == 1:
             at = table.chunk_file_offset[wanted[0]]
-            return chunks[wanted[0]][start - at : end - at]
+            data = chunks[wanted[0]]
+            return data if start == at and end - at == len(data) else data[start - at : end - at]
         pieces = []
         for index in wanted:
             at = table.chunk_file_offset[index]
@@ -52,108 +72,145 @@ class ChunkReader:
         return b"".join(pieces)
 
     async def _get(self, layer: Readable, wanted: Sequence[int]) -> Chunks:
-        found: Chunks = {}
-        missing = []
-        for index in wanted:
-            data = bytes(layer.table.chunk_size[index]) if layer.table.is_hole(index) else self._recent.get(self._key(layer, index))
-            if data is None:
-                missing.append(index)
-            else:
-                found[index] = data
+        found = self._in_memory(layer, wanted)
+        missing = [index for index in wanted if index not in found]
         if missing:
             # One trip to a thread for all: it costs 60 µs, a chunk that is not on the disk 5.
-            for index, data in (await trio.to_thread.run_sync(self._from_disk, layer, missing, limiter=self._threads)).items():
+            for index, data in (await trio.to_thread.run_sync(layer.keeper.get, missing, limiter=self._threads)).items():
                 found[index] = data
                 self._recent.put(self._key(layer, index), data)
         layer.counters.hits += len(found)
-        streams: dict[int, list[int]] = {}
-        for index in missing:
-            if index not in found:
-                streams.setdefault(layer.table.stream_offset[index], []).append(index)
-        if not streams:
-            return found
         layer.counters.misses += len(wanted) - len(found)
-        if len(streams) == 1:
-            await self._from_stream(layer, *streams.popitem(), found)
-        else:
-            await self._from_streams(layer, streams, found)
+        # Somebody else's fetch may have ended while this reader looked on the disk; it may have left out what nobody asked it for.
+        for _ in range(3):
+            found |= self._in_memory(layer, [index for index in wanted if index not in found])
+            missing = [index for index in wanted if index not in found]
+            if not missing:
+                return found
+            await self._fetch_all(layer, missing, found)
+        for index in wanted:
+            if index not in found:
+                raise ChunkMismatch(
+                    f"the stream at {layer.table.stream_offset[index]} of the blob does not hold the chunk that the TOC promises"
+                    f" {_digest(layer, index)}"
+                )
         return found
 
-    async def _from_streams(self, layer: Readable, streams: dict[int, list[int]], found: Chunks) -> None:
-        """All at once; the first error cancels the others and is raised as itself."""
+    def _in_memory(self, layer: Readable, wanted: Sequence[int]) -> Chunks:
+        found: Chunks = {}
+        for index in wanted:
+            data = bytes(layer.table.chunk_size[index]) if layer.table.is_hole(index) else self._recent.get(self._key(layer, index))
+            if data is not None:
+                found[index] = data
+        return found
+
+    async def _fetch_all(self, layer: Readable, missing: Sequence[int], found: Chunks) -> None:
+        """All runs at once; the first error cancels the others and is raised as itself."""
+        jobs: dict[Key, Job] = {(layer.generation, run.start): partial(self._fetch, layer, run) for run in self._plan(layer, missing)}
+        if len(jobs) == 1:
+            found |= await self._fly(layer, *jobs.popitem())
+            return
         errors: list[Exception] = []
 
-        async def one(offset: int, indices: list[int]) -> None:
+        async def one(key: Key, job: Job) -> None:
+            nonlocal found
             try:
-                await self._from_stream(layer, offset, indices, found)
+                found |= await self._fly(layer, key, job)
             except Exception as error:  # noqa: BLE001 - raised below, out of the group that a nursery would make of it
                 errors.append(error)
                 nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            for offset, indices in streams.items():
-                nursery.start_soon(one, offset, indices)
+            for key, job in jobs.items():
+                nursery.start_soon(one, key, job)
         if errors:
             raise errors[0]
 
-    async def _from_stream(self, layer: Readable, offset: int, indices: list[int], found: Chunks) -> None:
-        """Put the chunks ``indices`` of one stream into ``found``."""
-        # Somebody else's fetch may have ended while this reader looked on the disk.
-        late = {index: self._recent.get(self._key(layer, index)) for index in indices}
-        got = {index: data for index, data in late.items() if data is not None}
-        if len(got) < len(indices):
-            got = await self.scheduler.fetch((layer.generation, offset), partial(self._fetch, layer, offset), priority=Priority.DEMAND)
-        for index in indices:
-            if index not in got:
-                raise ChunkMismatch(
-                    f"the stream at {offset} of the blob does not hold the chunk that the TOC promises {_digest(layer, index)}"
-                )
-            found[index] = got[index]
+    async def _fly(self, layer: Readable, key: Key, job: Job) -> Chunks:
+        return await self.scheduler.fetch(key, job, group=layer.generation, priority=Priority.DEMAND)
 
-    async def _fetch(self, layer: Readable, offset: int) -> Chunks:
-        """Every good chunk of the stream, cached. What does not verify is fetched once more, in case it was the way and not the source."""
-        indices = [index for index in layer.table.chunks_of_stream(offset) if not layer.table.is_hole(index)]
-        length = max(layer.table.stream_length[index] for index in indices)
+    def _plan(self, layer: Readable, missing: Sequence[int]) -> list[_Run]:
+        """What brings these chunks: fetches that are under way, and others."""
+        table = layer.table
+        flying: dict[int, _Run] = {}
+        runs: list[_Run] = []
+        for index in sorted(missing, key=lambda index: (table.stream_offset[index], table.chunk_inner[index])):
+            start = table.stream_offset[index]
+            known = self._flying.get((layer.generation, start))
+            if known is not None:
+                flying[known.start] = known
+                continue
+            end = start + table.stream_length[index]
+            last = runs[-1] if runs else None
+            if last is not None and (start < last.end or (start == last.end and end - last.start <= RUN_BYTES)):
+                runs[-1] = _Run(last.start, max(end, last.end), last.wanted | {index})
+            else:
+                runs.append(_Run(start, end, frozenset({index})))
+        for run in runs:
+            self._note(layer, run, table.chunks_between(run.start, run.end))
+        return [*flying.values(), *runs]
+
+    def _note(self, layer: Readable, run: _Run, chunks: Sequence[int]) -> None:
+        for index in chunks:
+            self._flying.setdefault((layer.generation, layer.table.stream_offset[index]), run)
+
+    async def _fetch(self, layer: Readable, run: _Run) -> Chunks:
+        """Every good chunk of the run and what lies around it. What does not verify is fetched once more, in case it was the way and not the source."""
+        low, high = run.start, run.end
         try:
-            data = await layer.blob.read(offset, length)
-            chunks = await trio.to_thread.run_sync(self._unpack, layer, indices, data, limiter=self._threads)
-            again = len(chunks) < len(indices)
-        except (VerificationFailed, InvalidLayer):
-            again = True
-        if again:
-            data = await layer.blob.read(offset, length)
-            chunks = await trio.to_thread.run_sync(self._unpack, layer, indices, data, limiter=self._threads)
-        for index, chunk in chunks.items():
-            self._recent.put(self._key(layer, index), chunk)
+            low, high = await layer.blob.extent(run.start, run.end - run.start)
+            self._note(layer, run, layer.table.chunks_between(low, high))
+            try:
+                chunks = await self._fetch_extent(layer, low, high, run.wanted)
+                again = not run.wanted <= chunks.keys()
+            except (VerificationFailed, InvalidLayer):
+                again = True
+            if again:
+                chunks = await self._fetch_extent(layer, low, high, run.wanted)
+        finally:
+            for index in layer.table.chunks_between(low, high):
+                key = layer.generation, layer.table.stream_offset[index]
+                if self._flying.get(key) is run:
+                    del self._flying[key]
+        for index in run.wanted & chunks.keys():
+            self._recent.put(self._key(layer, index), chunks[index])
         return chunks
 
-    def _unpack(self, layer: Readable, indices: Sequence[int], data: bytes) -> Chunks:
+    async def _fetch_extent(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
+        data = await layer.blob.read(low, high - low)
+        return await trio.to_thread.run_sync(self._unpack, layer, low, data, wanted, limiter=self._threads)
+
+    def _unpack(self, layer: Readable, start: int, data: bytes, wanted: frozenset[int]) -> Chunks:
         """In a thread: decompress, cut, verify, keep on disk. A chunk that is not what the TOC promises is left out, and kept nowhere."""
         table = layer.table
-        stream = layer.decode(data, max(table.chunk_inner[index] + table.chunk_size[index] for index in indices))
+        streams: dict[int, list[int]] = {}
+        for index in table.chunks_between(start, start + len(data)):
+            if not table.is_hole(index):
+                streams.setdefault(table.stream_offset[index], []).append(index)
         good: Chunks = {}
+        for offset, indices in streams.items():
+            asked = not wanted.isdisjoint(indices)
+            if not asked and not layer.keeper.lacks(indices):
+                continue
+            length = max(table.stream_length[index] for index in indices)
+            needed = max(table.chunk_inner[index] + table.chunk_size[index] for index in indices)
+            try:
+                stream = layer.decode(data[offset - start : offset - start + length], needed)
+            except InvalidLayer:
+                if asked:
+                    raise
+                continue  # cut off at the end of the extent, or damaged: whoever wants it will hear of it
+            self._verify(layer, stream, indices, good)
+        layer.keeper.keep(good)
+        return good
+
+    def _verify(self, layer: Readable, stream: bytes, indices: Sequence[int], good: Chunks) -> None:
+        table = layer.table
         for index in indices:
             inner, size = table.chunk_inner[index], table.chunk_size[index]
             chunk = stream if not inner and len(stream) == size else stream[inner : inner + size]
-            digest = table.digest(index)
-            if len(chunk) != size:
-                continue
-            if digest == NO_DIGEST:  # the block's CID was verified; there is no more to be had, and nothing to find it by on the disk
+            if len(chunk) == size and table.digest(index) in (NO_DIGEST, hashlib.sha256(chunk).digest()):
                 good[index] = chunk
-            elif hashlib.sha256(chunk).digest() == digest:
-                good[index] = chunk
-                self._cache.put(digest, chunk)
-        return good
-
-    def _from_disk(self, layer: Readable, indices: Sequence[int]) -> Chunks:
-        """In a thread: those of ``indices`` that the cache on disk has."""
-        found: Chunks = {}
-        for index in indices:
-            digest = layer.table.digest(index)
-            data = None if digest == NO_DIGEST else self._cache.get(digest, layer.table.chunk_size[index])
-            if data is not None:
-                found[index] = data
-        return found
 
     def _key(self, layer: Readable, index: int) -> tuple[bytes | int, int]:
         """In memory, equal chunks are one (with the size: a TOC may promise another one, and must not get this)."""

@@ -40,10 +40,11 @@ from snapshotter.dataplane.control import (
     Unmount,
     Wait,
 )
+from snapshotter.dataplane.keeping import ChunkKeeper, Chunks
 from snapshotter.dataplane.layers import Blob, Counters, MountedLayer, Opened, Readable
 from snapshotter.dataplane.native import NativeLayers
 from snapshotter.dataplane.operations import LayerOperations
-from snapshotter.dataplane.reader import ChunkReader, Chunks, Key
+from snapshotter.dataplane.reader import ChunkReader, Key
 from snapshotter.dataplane.registry import Registry
 from snapshotter.dataplane.session import Holder, Session
 from snapshotter.dataplane.waiters import Waiters
@@ -109,11 +110,11 @@ class DataPlaneServer:
         self._threads = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._scheduler: Scheduler[Key, Chunks] = Scheduler(give_up=settings.give_up)
         self._cache = ChunkCache(settings.cache, max_bytes=settings.cache_max_bytes)
-        reader = ChunkReader(cache=self._cache, recent=RecentChunks(), scheduler=self._scheduler, threads=self._threads)
+        reader = ChunkReader(recent=RecentChunks(), scheduler=self._scheduler, threads=self._threads)
         waiters = Waiters()
         self._store = ContentStore(settings.cache / "contents")
         contents = ContentTree(reader, self._store, self._threads, waiters)
-        self._native = NativeLayers(settings.cache, source, contents, self._generation.__next__)
+        self._native = NativeLayers(settings.cache, self._store, source, contents, self._generation.__next__)
         self._waiters = waiters
         self._operations = LayerOperations(reader, contents, waiters, give_up=settings.give_up)
         self._session = Session(self._operations)
@@ -310,6 +311,7 @@ class DataPlaneServer:
             blob=opened.blob,
             decode=opened.decode,
             counters=counters,
+            keeper=ChunkKeeper(self._cache, opened.tree),
             content=opened.tree.content,
         )
         _log.info("layer %d: %s (ipfs://%s), %d entries", request.layer, request.digest, request.cid, opened.tree.nodes)

@@ -33,10 +33,11 @@ class NodeSource:
 
     async def open(self, cid: str, toc_digest: str, counters: Counters) -> Opened:
         """See `server.LayerSource`; raises InvalidCid, InvalidDag, BlockNotFound, NodeUnavailable, NotSeekable, InvalidLayer, TocMismatch."""
-        blob = await UnixfsFile.open(self._getter(counters), parse_cid(cid))
+        get = self._getter(counters)
+        blob = await UnixfsFile.open(get, parse_cid(cid))
         layer = await open_layer(blob, toc_digest=toc_digest)
         tree = await trio.to_thread.run_sync(build_tree, layer.toc)
-        return Opened(tree, blob, layer.decode)
+        return Opened(tree, LaterFile(get, blob.cid, blob), layer.decode)
 
     async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
         """See `server.LayerSource`; raises what `open` does."""
@@ -61,16 +62,24 @@ class NodeSource:
 class LaterFile:
     """A UnixFS file that is opened when it is read for the first time: a layer whose metadata are kept is mounted without any network."""
 
-    def __init__(self, get: GetBlock, cid: Cid) -> None:
+    def __init__(self, get: GetBlock, cid: Cid, file: UnixfsFile | None = None) -> None:
         self._get = get
         self._cid = cid
-        self._file: UnixfsFile | None = None
+        self._file = file
 
     async def read(self, offset: int, length: int) -> bytes:
         """See `UnixfsFile.read`, and `UnixfsFile.open`."""
+        return await (await self._opened()).read(offset, length)
+
+    async def extent(self, offset: int, length: int) -> tuple[int, int]:
+        """See `Blob.extent`; raises what `UnixfsFile.open` does."""
+        leaves = await (await self._opened()).leaves(offset, length)
+        return leaves[0].offset, leaves[-1].offset + leaves[-1].size
+
+    async def _opened(self) -> UnixfsFile:
         if self._file is None:
             self._file = await UnixfsFile.open(self._get, self._cid)
-        return await self._file.read(offset, length)
+        return self._file
 
 
 @asynccontextmanager

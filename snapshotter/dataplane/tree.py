@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 ROOT = 1
@@ -135,7 +135,8 @@ class LayerTree:
         """Whether the chunk is zeros that the blob does not hold."""
         return not self.stream_length[chunk]
 
-    def chunks_of_stream(self, offset: int) -> array[int]:
-        """Every chunk in the stream that begins at ``offset`` of the blob."""
+    def chunks_between(self, start: int, end: int) -> Sequence[int]:
+        """Every chunk whose stream begins at ``start`` of the blob or behind it, and before ``end``, in the order of the blob."""
         key = self.stream_offset.__getitem__
-        return self.by_stream[bisect_left(self.by_stream, offset, key=key) : bisect_right(self.by_stream, offset, key=key)]
+        low = bisect_left(self.by_stream, start, key=key)
+        return self.by_stream[low : bisect_left(self.by_stream, end, lo=low, key=key)]

@@ -202,10 +202,6 @@ class ContentIndex:
         """Whether the chunk is zeros that the blob does not hold."""
         return not self.stream_length[chunk] and self.digest(chunk) == HOLE
 
-    def chunks_of_stream(self, offset: int) -> Sequence[int]:
-        """Every chunk in the stream that begins at ``offset`` of the blob."""
-        return self.chunks_between(offset, offset + 1)
-
     def chunks_between(self, start: int, end: int) -> Sequence[int]:
         """Every chunk whose stream begins at ``start`` of the blob or behind it, and before ``end``, in the order of the blob."""
         key = self.stream_offset.__getitem__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -50,8 +50,9 @@ class Waiting(Generic[K]):
 class _Flight(Generic[T]):
     """A fetch under way; lives from its first reader until its result or until its last reader has left."""
 
-    def __init__(self, job: Callable[[], Awaitable[T]], priority: Priority, now: float) -> None:
+    def __init__(self, job: Callable[[], Awaitable[T]], group: Hashable, priority: Priority, now: float) -> None:
         self.job = job
+        self.group = group
         self.ticket = Ticket(priority)
         self.since = now
         self.readers = 0
@@ -66,12 +67,14 @@ class _Flight(Generic[T]):
 class Scheduler(Generic[K, T]):
     """Runs fetches: ``async with scheduler.running(): await scheduler.fetch(key, job)``.
 
-    ``give_up``: seconds that a failing source is asked again before readers get GaveUp, from the first attempt.
+    ``give_up``: seconds that a failing source is asked again before readers get GaveUp, from the first attempt. ``in_flight``: fetches at a
+    time of one group; the groups do not wait for each other, so that one image's trouble is its own.
     """
 
     def __init__(self, *, give_up: float, in_flight: int = FETCHES_IN_FLIGHT, rng: random.Random | None = None) -> None:
         self.give_up = give_up
-        self._slots = Slots(in_flight)
+        self._in_flight = in_flight
+        self._slots: dict[Hashable, Slots] = {}
         self._rng = rng or random.Random()
         self._flights: dict[K, _Flight[T]] = {}
         self._failed: dict[K, tuple[float, Exception]] = {}
@@ -88,7 +91,7 @@ class Scheduler(Generic[K, T]):
                 self._nursery = None
                 nursery.cancel_scope.cancel()
 
-    async def fetch(self, key: K, job: Callable[[], Awaitable[T]], *, priority: Priority = Priority.DEMAND) -> T:
+    async def fetch(self, key: K, job: Callable[[], Awaitable[T]], *, group: Hashable = None, priority: Priority = Priority.DEMAND) -> T:
         """What ``job`` returns; if ``key`` is being fetched already, what that fetch returns.
 
         Raises GaveUp, or what ``job`` raised if another try would not help. A caller that is cancelled leaves the others undisturbed;
@@ -103,10 +106,10 @@ class Scheduler(Generic[K, T]):
         if flight is None:
             if self._nursery is None:
                 raise RuntimeError("the scheduler is not running")
-            flight = self._flights[key] = _Flight(job, priority, trio.current_time())
+            flight = self._flights[key] = _Flight(job, group, priority, trio.current_time())
             self._nursery.start_soon(self._fly, key, flight)
         else:
-            self._slots.promote(flight.ticket, priority)
+            self._slots_of(flight.group).promote(flight.ticket, priority)
         flight.readers += 1
         try:
             await flight.done.wait()
@@ -145,7 +148,7 @@ class Scheduler(Generic[K, T]):
     async def _attempts(self, flight: _Flight[T]) -> T:
         deadline: float | None = None
         for delay in delays(self._rng):
-            async with self._slots.held(flight.ticket):
+            async with self._slots_of(flight.group).held(flight.ticket):
                 flight.attempts += 1
                 if deadline is None:
                     deadline = trio.current_time() + self.give_up
@@ -160,6 +163,13 @@ class Scheduler(Generic[K, T]):
         tries = "1 attempt" if flight.attempts == 1 else f"{flight.attempts} attempts"
         last = flight.reason or "no answer"
         raise GaveUp(f"nothing in {self.give_up:g} s ({tries}): {last}") from flight.reason
+
+    def _slots_of(self, group: Hashable) -> Slots:
+        slots = self._slots.get(group)
+        if slots is None:
+            self._slots = {other: kept for other, kept in self._slots.items() if not kept.idle}
+            slots = self._slots[group] = Slots(self._in_flight)
+        return slots
 
     def _forget(self, key: K, flight: _Flight[T]) -> None:
         if self._flights.get(key) is flight:

@@ -31,9 +31,14 @@ class Slots:
     """``limit`` places. A ticket may be raised to a higher priority while it waits."""
 
     def __init__(self, limit: int) -> None:
-        self._free = limit
+        self._limit = self._free = limit
         self._arrivals = 0
         self._line: list[tuple[Priority, int, Ticket]] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody has a place, nor waits for one."""
+        return self._free == self._limit
 
     @asynccontextmanager
     async def held(self, ticket: Ticket) -> AsyncIterator[None]:

@@ -3,6 +3,7 @@
 FOLDER/CID.blob, FOLDER/CID.toc   a layer (msgpack); to be mounted natively, the blob has a TOC of its own
 FOLDER/faults                     what the next reads of a blob do, a word a line, the last one for ever: ok, away, missing, wrong, hold
 FOLDER/hold                       a FIFO: a read that holds goes on when somebody has opened it for writing and closed it
+FOLDER/leaf                       every blob is one leaf, if this is there
 FOLDER/reads                      a line for each read that began: CID offset length
 """
 
@@ -52,6 +53,10 @@ class FaultyBlob:
     @property
     def size(self) -> int:
         return self.path.stat().st_size
+
+    async def extent(self, offset: int, length: int) -> tuple[int, int]:
+        whole = (self.faults.folder / "leaf").exists()
+        return (0, self.size) if whole else (offset, offset + length)
 
     async def read(self, offset: int, length: int) -> bytes:
         with (self.faults.folder / "reads").open("a") as log:

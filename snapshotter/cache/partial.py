@@ -1,0 +1,104 @@
+"""Large files of which some chunks are here: sparse files by content id.
+
+Which chunks were written by this process is known in memory; what is there from before is found by whoever reads it, hashes it, and says so
+(`read`). So nothing has to be written in order, and nothing is believed after a restart. What is known belongs to an inode: a file may be
+evicted at any moment, and be begun anew while somebody still writes into the old one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from snapshotter.cache.room import Room
+
+_BLOCK = 512  # of st_blocks
+
+
+class PartialFiles:
+    """In ``folder``, which is made; raises OSError. ``finish`` gets a content whose chunks are all there, and its open file."""
+
+    def __init__(self, folder: Path, room: Room, finish: Callable[[bytes, int], None]) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder = str(folder)
+        self._room = room
+        self._finish = finish
+        self._lock = threading.Lock()
+        self._have: dict[bytes, tuple[int, set[int]]] = {}
+        """Of each content: the inode, and the chunks that it has."""
+
+    def write(self, content: bytes, total: int, chunks: int, number: int, offset: int, data: bytes | memoryview) -> None:
+        """Keep a verified chunk. Raises OSError, StorageFailed."""
+        self._room.take(len(data))
+        try:
+            file = os.open(self._path(content), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444)
+            try:
+                if os.fstat(file).st_size != total:
+                    os.ftruncate(file, total)
+                at, rest = offset, memoryview(data)
+                while rest:
+                    written = os.pwrite(file, rest, at)
+                    at, rest = at + written, rest[written:]
+                self._found(content, chunks, number, file)
+            finally:
+                os.close(file)
+        except OSError:
+            self._room.give_back(len(data))
+            raise
+
+    def read(self, content: bytes, chunks: int, number: int, offset: int, size: int, digest: bytes) -> bytes | None:
+        """The chunk, hashed; None if it is not there. Raises OSError where a file that is complete by that cannot be kept."""
+        try:
+            file = os.open(self._path(content), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            try:
+                if os.lseek(file, offset, os.SEEK_DATA) >= offset + size:
+                    return None
+            except OSError:  # ENXIO: nothing but holes from here on
+                return None
+            data = os.pread(file, size, offset)
+            if hashlib.sha256(data).digest() != digest:
+                return None
+            self._found(content, chunks, number, file)
+            return data
+        finally:
+            os.close(file)
+
+    def _found(self, content: bytes, chunks: int, number: int, file: int) -> None:
+        """A chunk is in that file and right. Called with the file open: until it is closed, no other gets its inode's number."""
+        inode = os.fstat(file).st_ino
+        with self._lock:
+            known, have = self._have.get(content, (0, set[int]()))
+            if known != inode:
+                have = set()
+                self._have[content] = inode, have
+            before = len(have)
+            have.add(number)
+            complete = before < chunks == len(have)
+            if complete:
+                del self._have[content]
+        if complete:
+            self._finish(content, file)
+            Path(self._path(content)).unlink(missing_ok=True)
+
+    def _path(self, content: bytes) -> str:
+        return f"{self._folder}/{content.hex()}"
+
+    def files(self) -> list[tuple[int, str]]:
+        """(bytes on disk, path) of every file."""
+        with os.scandir(self._folder) as entries:
+            return [(entry.stat().st_blocks * _BLOCK, entry.path) for entry in entries]
+
+    def bytes_on_disk(self) -> int:
+        """All of them together."""
+        return sum(size for size, _ in self.files())
+
+    def clear(self) -> None:
+        """Delete all: after a power failure it is not worth finding out what they hold."""
+        for name in os.listdir(self._folder):  # noqa: PTH208
+            Path(self._folder, name).unlink()

@@ -1,0 +1,244 @@
+"""How much room the cache may take, what goes when there is none, and what is gone but still takes some.
+
+A content that an overlay has looked up keeps its bytes on the disk after its name is gone, until the overlay is unmounted. So what was
+unlinked is remembered by its file handle (open_by_handle_at(2)), which opens for as long as somebody holds the file; it counts until then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ipfs_store.errors import StorageFailed
+
+_log = logging.getLogger(__name__)
+
+_PAGE = 4096
+_KEEP = 0.9
+"""What is left of the limit after an eviction, so that the folder is listed seldom."""
+_LOOK_AT_DISK = 32 << 20
+"""Bytes between two looks at how full the disk is."""
+_GIVE_UP = 5.0
+"""Seconds for which nothing is taken after an eviction that freed too little: each lists every file."""
+_YOUNG = 10.0
+"""Seconds for which a content stays that was just put: the kernel is on its way to it, and would find it gone."""
+_QUIET = 60.0
+"""Seconds without trouble after which it is worth a line in the log again."""
+_HANDLE_BYTES = 128  # MAX_HANDLE_SZ
+_AT_FDCWD = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file that may go."""
+
+    wanted: bool
+    """Whether a layer that is mounted has it; those go last."""
+    used: int
+    """When it was put, as a number that grows: older ones go first."""
+    size: int
+    """Bytes on disk."""
+    path: str
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """What goes first sorts first."""
+        return self.wanted, self.used
+
+
+class Room:
+    """``max_bytes`` in all, and ``reserve`` bytes of the file system of ``folder`` that stay free. No limit without ``candidates``."""
+
+    def __init__(self, folder: Path | None = None, *, max_bytes: int = 1 << 62, reserve: int = 0) -> None:
+        self.max_bytes = max_bytes
+        self.reserve = reserve
+        self.candidates: Callable[[], list[Candidate]] = list
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._evicting = threading.Lock()
+        self._used = 0
+        self._since_look = _LOOK_AT_DISK
+        self._refuse_until = 0.0
+        self._quiet_until = 0.0
+        self._young: dict[str, float] = {}
+        self._held = _Held(folder)
+
+    @property
+    def used(self) -> int:
+        """Bytes on disk under a name."""
+        return self._used
+
+    @property
+    def held(self) -> int:
+        """Bytes that are unlinked and still taken."""
+        return self._held.bytes
+
+    def counted(self, size: int) -> None:
+        """``size`` bytes were found at the start."""
+        with self._lock:
+            self._used += size
+
+    def take(self, size: int) -> None:
+        """Have room for a file of ``size`` bytes; raises StorageFailed if there is none, whatever is evicted."""
+        size = on_disk(size)
+        with self._lock:
+            self._used += size
+            self._since_look += size
+            look = self._since_look >= _LOOK_AT_DISK
+            if look:
+                self._since_look = 0
+            over = self._used + self._held.bytes - self.max_bytes
+        if over <= 0 and not (look and self._lacking() > 0):
+            return
+        try:
+            self._make_room()
+        except StorageFailed:
+            self.give_back(size)
+            raise
+
+    def give_back(self, size: int) -> None:
+        """What was taken is not needed."""
+        with self._lock:
+            self._used -= on_disk(size)
+
+    def say_once(self, reason: str) -> None:
+        """To the log, the first of many times that something cannot be kept."""
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            _log.warning("%s; reads go on without it", reason)
+        self._quiet_until = now + _QUIET
+
+    def keep_young(self, path: str) -> None:
+        """The file is about to be looked up."""
+        with self._lock:
+            self._young[path] = time.monotonic() + _YOUNG
+
+    def unlink(self, path: str) -> int:
+        """Delete a file; the bytes that are free by that, 0 where somebody holds it. Nothing happens if it is not there."""
+        try:
+            size = on_disk(os.stat(path).st_size)  # noqa: PTH116
+            held = self._held.unlink(path, size)
+        except FileNotFoundError:
+            return 0
+        with self._lock:
+            self._used -= size
+        return 0 if held else size
+
+    def _lacking(self) -> int:
+        """Bytes that the disk has too few of free."""
+        if self._folder is None or not self.reserve:
+            return 0
+        status = os.statvfs(self._folder)
+        return self.reserve - status.f_bavail * status.f_frsize
+
+    def _make_room(self) -> None:
+        if time.monotonic() < self._refuse_until:
+            raise StorageFailed("the cache is full of what is in use", hint="allow it more: cache.max_bytes")
+        if not self._evicting.acquire(blocking=False):
+            return  # somebody does; what a few threads put meanwhile is not much
+        try:
+            self._held.look()
+            over = self._used + self._held.bytes - self.max_bytes
+            lacking = self._lacking()
+            if over <= 0 and lacking <= 0:
+                return
+            need = max(over + int(self.max_bytes * (1 - _KEEP)) if over > 0 else 0, lacking)
+            freed = self._evict(need)
+            _log.info("the cache had %d bytes to free, and freed %d", need, freed)
+            if freed < max(over, lacking):
+                self._refuse_until = time.monotonic() + _GIVE_UP
+                raise StorageFailed(
+                    f"the cache is full: {self._used} bytes, {self._held.bytes} held by containers", hint="allow it more: cache.max_bytes"
+                )
+        finally:
+            self._evicting.release()
+
+    def _evict(self, need: int) -> int:
+        now = time.monotonic()
+        with self._lock:
+            self._young = {path: until for path, until in self._young.items() if until > now}
+            young = set(self._young)
+        freed = 0
+        for candidate in sorted(self.candidates(), key=lambda candidate: candidate.order):
+            if freed >= need:
+                break
+            if candidate.path not in young:
+                freed += self.unlink(candidate.path)
+        self._held.save()
+        return freed
+
+
+class _Handle(ctypes.Structure):
+    _fields_ = (("handle_bytes", ctypes.c_uint), ("handle_type", ctypes.c_int), ("f_handle", ctypes.c_ubyte * _HANDLE_BYTES))
+
+
+class _Held:
+    """Files without a name that somebody holds. Where file systems know no handles, or we may not use them, nothing counts as held."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._lock = threading.Lock()
+        self._files: list[tuple[bytes, int]] = []
+        self.bytes = 0
+        if folder is not None and (folder / "held").exists():
+            for line in (folder / "held").read_text().splitlines():
+                handle, _, size = line.partition(" ")
+                self._files.append((bytes.fromhex(handle), int(size)))
+            self.look()
+
+    def unlink(self, path: str, size: int) -> bool:
+        """Delete the file; whether it is held."""
+        handle = _Handle(_HANDLE_BYTES)
+        mount = ctypes.c_int()
+        known = self._folder is not None and not self._libc.name_to_handle_at(
+            _AT_FDCWD, os.fsencode(path), ctypes.byref(handle), ctypes.byref(mount), 0
+        )
+        os.unlink(path)  # noqa: PTH108
+        if not known or not self._is_held(bytes(handle)):
+            return False
+        with self._lock:
+            self._files.append((bytes(handle), size))
+            self.bytes += size
+        return True
+
+    def look(self) -> None:
+        """Forget those that nobody holds any more."""
+        with self._lock:
+            self._files = [(handle, size) for handle, size in self._files if self._is_held(handle)]
+            self.bytes = sum(size for _, size in self._files)
+
+    def save(self) -> None:
+        """For the next process."""
+        if self._folder is None:
+            return
+        part = self._folder / "held.part"
+        with self._lock:
+            part.write_text("".join(f"{handle.hex()} {size}\n" for handle, size in self._files))
+        part.rename(self._folder / "held")
+
+    def _is_held(self, handle: bytes) -> bool:
+        if self._folder is None:
+            return False
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            file = self._libc.open_by_handle_at(folder, ctypes.byref(_Handle.from_buffer_copy(handle)), os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(folder)
+        if file < 0:
+            return False
+        try:
+            return os.fstat(file).st_nlink == 0
+        finally:
+            os.close(file)
+
+
+def on_disk(size: int) -> int:
+    """Bytes that a file of this size takes, in whole pages."""
+    return -(-size // _PAGE) * _PAGE

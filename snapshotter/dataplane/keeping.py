@@ -1,0 +1,124 @@
+"""Where verified chunks stay: in the cache of chunks for layers that are folders, in the store of contents for native ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from ipfs_store.errors import StorageFailed
+from snapshotter.cache import ChunkCache, ContentStore
+from snapshotter.metadata import ContentIndex
+from snapshotter.metadata.index import NO_DIGEST
+
+_log = logging.getLogger(__name__)
+
+Chunks = dict[int, bytes]
+"""Verified chunks by their index in the layer's table."""
+SMALL = 1 << 20
+"""Bytes up to which a file is fetched whole when it is looked up, and comes to the store in one piece."""
+
+
+class Keeper(Protocol):
+    """Called in threads; raises nothing: what cannot be kept is not kept."""
+
+    def get(self, indices: Sequence[int]) -> Chunks:
+        """Those of the chunks that are here, verified."""
+        ...
+
+    def keep(self, chunks: Chunks) -> None:
+        """Keep verified chunks."""
+        ...
+
+    def lacks(self, indices: Sequence[int]) -> bool:
+        """Whether it is worth the work to decompress these, which nobody asked for."""
+        ...
+
+
+class Table(Protocol):
+    """What a `ChunkKeeper` needs of a table of chunks."""
+
+    @property
+    def chunk_size(self) -> Sequence[int]: ...  # noqa: D102
+
+    def digest(self, chunk: int) -> bytes: ...  # noqa: D102
+
+
+class ChunkKeeper:
+    """Chunks by digest."""
+
+    def __init__(self, cache: ChunkCache, table: Table) -> None:
+        self._cache = cache
+        self._table = table
+
+    def get(self, indices: Sequence[int]) -> Chunks:
+        """See `Keeper`."""
+        found: Chunks = {}
+        for index in indices:
+            digest = self._table.digest(index)
+            # No digest: the block's CID was verified; there is no more to be had, and nothing to find it by on the disk.
+            data = None if digest == NO_DIGEST else self._cache.get(digest, self._table.chunk_size[index])
+            if data is not None:
+                found[index] = data
+        return found
+
+    def keep(self, chunks: Chunks) -> None:
+        """See `Keeper`."""
+        for index, data in chunks.items():
+            digest = self._table.digest(index)
+            if digest != NO_DIGEST:
+                self._cache.put(digest, data)
+
+    def lacks(self, indices: Sequence[int]) -> bool:
+        """See `Keeper`."""
+        return not all(self._cache.has(self._table.digest(index)) for index in indices)
+
+
+class ContentKeeper:
+    """Contents by id: small ones when they are complete, large ones chunk by chunk."""
+
+    def __init__(self, store: ContentStore, index: ContentIndex) -> None:
+        self._store = store
+        self._index = index
+
+    def get(self, indices: Sequence[int]) -> Chunks:
+        """See `Keeper`."""
+        index = self._index
+        found: Chunks = {}
+        for chunk in indices:
+            number = index.chunk_content[chunk]
+            digest = index.digest(chunk)
+            if digest == NO_DIGEST:
+                continue
+            offset, size = index.chunk_file_offset[chunk], index.chunk_size[chunk]
+            data = self._store.read_chunk(index.id(number), index.count[number], chunk - index.first[number], offset, size, digest)
+            if data is not None:
+                found[chunk] = data
+        return found
+
+    def keep(self, chunks: Chunks) -> None:
+        """See `Keeper`."""
+        index = self._index
+        done: set[int] = set()
+        try:
+            for chunk, data in chunks.items():
+                number = index.chunk_content[chunk]
+                if number in done:
+                    continue
+                count = index.count[number]
+                if count == 1:
+                    self._store.put(index.id(number), [data])
+                elif all(other in chunks for other in index.all_chunks(number)):
+                    self._store.put(index.id(number), [chunks[other] for other in index.all_chunks(number)])
+                    done.add(number)
+                elif index.size[number] > SMALL and index.digest(chunk) != NO_DIGEST:
+                    first, offset = index.first[number], index.chunk_file_offset[chunk]
+                    self._store.write_chunk(index.id(number), index.size[number], count, chunk - first, offset, data)
+        except StorageFailed as error:
+            self._store.room.say_once(error.message)
+
+    def lacks(self, indices: Sequence[int]) -> bool:
+        """See `Keeper`. A piece of a file is not worth it: whoever read before it wants it next, or nobody."""
+        index = self._index
+        numbers = {index.chunk_content[chunk] for chunk in indices}
+        return any(index.count[number] == 1 and not self._store.has(index.id(number)) for number in numbers)
