@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-_DOING = {"fetch": "fetching", "convert": "converting", "push": "pushing", "export": "exporting", "import": "importing"}
+_DOING = {
+    "fetch": "fetching",
+    "convert": "converting",
+    "push": "pushing",
+    "export": "exporting",
+    "import": "importing",
+    "verify": "verifying",
+}
 _DIGEST = len("sha256:") + 12
 
 

@@ -12,16 +12,20 @@ from ipfs_store.dag import dagpb
 from ipfs_store.dag.file import WANTS_IN_FLIGHT, GetBlock
 from ipfs_store.dag.links import links_of
 from ipfs_store.dag.unixfs import decode_file_node
-from ipfs_store.errors import InvalidDag, IpfsStoreError
+from ipfs_store.errors import InvalidDag, InvalidInput, IpfsStoreError, NotFound, VerificationFailed
 
 Visit = Callable[[Cid, bytes], Awaitable[None]]
 
 
-async def walk(get: GetBlock, roots: Sequence[Cid], visit: Visit, *, skip: Collection[Cid] = (), leaves: bool = True) -> None:
+async def walk(
+    get: GetBlock, roots: Sequence[Cid], visit: Visit, *, skip: Collection[Cid] = (), leaves: bool = True,
+    failed: Callable[[Cid, IpfsStoreError], None] | None = None,
+) -> None:  # fmt: skip
     """Give ``visit`` each block that ``roots`` reach, depth first, each once, with up to 32 blocks asked for ahead of it.
 
     Blocks in ``skip`` are left out with all below them, and so is what a CID carries inside itself; raw blocks too where ``leaves`` is
-    false. Memory: 32 blocks, 100 bytes a CID.
+    false. ``failed`` is told of blocks that nobody has or that are wrong, and the walk goes on without what is below them; otherwise the
+    first of them ends it. Memory: 32 blocks, 100 bytes a CID.
     Raises what ``get`` and ``visit`` raise, InvalidDag for a block whose links cannot be seen.
     """
 
@@ -48,6 +52,11 @@ async def walk(get: GetBlock, roots: Sequence[Cid], visit: Visit, *, skip: Colle
                 block = flight.result()
                 await visit(cid, block)
                 waiting += [link for link in reversed(links_of(cid, block)) if follow(link)]
+            except (NotFound, VerificationFailed, InvalidInput) as error:
+                if failed is None:
+                    failure = error
+                else:
+                    failed(cid, error)
             except IpfsStoreError as error:
                 failure = error  # raised outside of the nursery, which would wrap it in a group
         nursery.cancel_scope.cancel()

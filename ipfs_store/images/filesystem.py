@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,9 @@ from ipfs_store.formats.toc import Entry
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
+_KINDS = {
+    "dir": "directory", "symlink": "symbolic link", "hardlink": "hard link", "char": "character device", "block": "block device", "fifo": "FIFO",
+}  # fmt: skip
 _HOPS = 40  # symbolic links in a path, as Linux counts them
 
 
@@ -24,8 +28,8 @@ class LayerFiles(Protocol):
         """Parents before children."""
         ...
 
-    def read(self, entry: Entry) -> AsyncIterator[bytes]:
-        """The contents of a regular file, verified."""
+    def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
+        """The chunks of a regular file, or all of it, verified."""
         ...
 
 
@@ -86,11 +90,25 @@ class ImageFiles:
         start = f"{folder}/" if folder else ""
         return (file for path, file in sorted(self.files.items()) if path and path.startswith(start))
 
-    def read(self, file: File) -> AsyncIterator[bytes]:
-        """The contents of a regular file, piece by piece, each verified before it is given."""
-        if file.entry.type != "reg":
-            raise InvalidInput(f"/{file.entry.path[:300]} is no regular file but a {file.entry.type}")
-        return self._layers[file.layer].read(file.entry)
+    async def read(self, file: File, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
+        """A regular file from ``offset``, ``length`` bytes at most: piece by piece, each verified before it is given.
+
+        Only the chunks that hold the range are fetched. Raises InvalidInput (no regular file; an offset behind its end).
+        """
+        entry = file.entry
+        if entry.type != "reg":
+            raise InvalidInput(f"/{entry.path[:300]} is no regular file but a {_KINDS[entry.type]}")
+        if offset > entry.size:
+            raise InvalidInput(f"offset {offset} is behind the end of /{entry.path[:300]}, which has {entry.size} bytes")
+        end = entry.size if length is None else min(offset + length, entry.size)
+        chunks = tuple(chunk for chunk in entry.chunks if chunk.file_offset < end and chunk.file_offset + chunk.size > offset)
+        if not end > offset:
+            return
+        at = chunks[0].file_offset if chunks else 0  # a layer without a TOC knows no chunks, and gives all of it
+        async with aclosing(self._layers[file.layer].read(msgspec.structs.replace(entry, chunks=chunks))) as pieces:
+            async for piece in pieces:
+                yield piece[max(offset - at, 0) : max(end - at, 0)]
+                at += len(piece)
 
 
 def _merged(layers: Sequence[LayerFiles]) -> dict[str, File]:
@@ -112,8 +130,16 @@ def _merged(layers: Sequence[LayerFiles]) -> dict[str, File]:
         if gone or emptied:
             found = {path: file for path, file in found.items() if not _hidden(path, gone, emptied)}
         for path, entry in own.items():
-            found[path] = File(_target(entry, own), number)
+            if not (_is_implied(entry) and path in found):
+                found[path] = File(_target(entry, own), number)
     return found
+
+
+def _is_implied(entry: Entry) -> bool:
+    """Whether it looks like a directory that its layer only has files in: unpacked, that leaves a lower layer's directory as it is."""
+    return (
+        entry.type == "dir" and (entry.mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns) == (0o755, 0, 0, 0, 0) and not entry.xattrs
+    )
 
 
 def _hidden(path: str, gone: set[str], emptied: set[str]) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
+from ipfs_store.cids import Cid
 from ipfs_store.dag.file import UnixfsFile
 from ipfs_store.errors import BlobMismatch, InvalidLayer, NotSeekable
 from ipfs_store.formats.chunks import cut_chunk, decode_stream, verify_chunk
@@ -19,11 +20,12 @@ from ipfs_store.formats.limits import MAX_TOC
 from ipfs_store.formats.mapped import members, unpacked
 from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST
 from ipfs_store.formats.toc import Chunk, Entry
-from ipfs_store.images.filesystem import LayerFiles
-from ipfs_store.images.pull import RemoteLayer, copy_blob
+from ipfs_store.images.filesystem import ImageFiles, LayerFiles
+from ipfs_store.images.pull import RemoteLayer, copy_blob, resolve
 from ipfs_store.images.sources.options import scratch_folder
 from ipfs_store.images.sources.scratch import Scratch
 from ipfs_store.nodes.interface import Blocks
+from ipfs_store.oci import Platform
 
 _CHUNKS = 16  # of a file, asked for at once: 4 MiB at 256 KiB, some 32 leaves in flight
 _TOGETHER = 64 << 20  # of the blob, and so in memory: chunks of a foreign TOC may be of any size
@@ -61,7 +63,7 @@ class LazyFiles:
         """See ``LayerFiles``."""
         return self._layer.toc.entries
 
-    async def read(self, entry: Entry) -> AsyncIterator[bytes]:
+    async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         """See ``LayerFiles``; raises InvalidLayer, ChunkMismatch, and what the blob raises."""
         for at in range(0, len(entry.chunks), _CHUNKS):
             chunks = entry.chunks[at : at + _CHUNKS]
@@ -87,7 +89,7 @@ class PlainFiles:
         self.entries = entries
         self._payloads = payloads
 
-    async def read(self, entry: Entry) -> AsyncIterator[bytes]:
+    async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         """See ``LayerFiles``."""
         # By digest: a hard link asks under another path than the entry's.
         payload = self._payloads[entry.digest]
@@ -98,14 +100,24 @@ class PlainFiles:
 @asynccontextmanager
 async def open_layers(blocks: Blocks, layers: Sequence[RemoteLayer]) -> AsyncIterator[list[LayerFiles]]:
     """The layers of an image, lowest first. One without a TOC is fetched whole, into ``$TMPDIR``."""
-    opened: dict[int, LayerFiles] = {}
+    opened: list[LayerFiles] = []
     async with contextlib.AsyncExitStack() as stack:
-        for number, layer in enumerate(layers):
+        for layer in layers:
             try:
-                opened[number] = LazyFiles(*await open_lazy(blocks, layer))
+                opened.append(LazyFiles(*await open_lazy(blocks, layer)))
             except NotSeekable:
-                opened[number] = await stack.enter_async_context(_plain(blocks, layer))
-        yield [opened[number] for number in range(len(layers))]
+                opened.append(await stack.enter_async_context(_plain(blocks, layer)))
+        yield opened
+
+
+@asynccontextmanager
+async def open_files(
+    blocks: Blocks, cid: Cid, *, platforms: Sequence[Platform] = (), timeout: float | None = None
+) -> AsyncIterator[ImageFiles]:
+    """The files of an image, of this machine's platform or the one that is given; raises as ``resolve`` and ``open_lazy`` do."""
+    image = await resolve(blocks, cid, platforms=platforms, timeout=timeout)
+    async with open_layers(blocks, image.manifests[0].layers) as layers:
+        yield await trio.to_thread.run_sync(ImageFiles, layers)
 
 
 @asynccontextmanager

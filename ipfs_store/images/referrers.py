@@ -110,6 +110,4 @@ async def _read(image: Image, subject: Digest, descriptor: Descriptor) -> Referr
     if not is_manifest(descriptor.media_type):
         raise InvalidDescriptor(f"{where} is a {descriptor.media_type[:100]}, and no manifest")
     manifest = Manifest.parse(data, where=where, media_type=descriptor.media_type)
-    own = manifest.document.get("artifactType") or manifest.config.media_type
-    artifact_type = own if isinstance(own, str) else ""
-    return Referrer(subject, descriptor, data, artifact_type, tuple(dict.fromkeys((manifest.config, *manifest.layers))))
+    return Referrer(subject, descriptor, data, manifest.artifact_type, tuple(dict.fromkeys((manifest.config, *manifest.layers))))

@@ -71,6 +71,12 @@ class Manifest:
         )
 
     @property
+    def artifact_type(self) -> str:
+        """What kind of artifact it is, by its ``artifactType`` or its config's type (image-spec, manifest.md)."""
+        own = self.document.get("artifactType")
+        return own if isinstance(own, str) and own else self.config.media_type
+
+    @property
     def annotations(self) -> Mapping[str, str]:
         """Annotations of the manifest itself."""
         return _annotations(self.document)

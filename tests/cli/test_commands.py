@@ -50,7 +50,17 @@ def test_the_help_of_all_names_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["ipfs-push", "--help"], ["cat", "--help"], ["pin", "ls", "--help"], ["completion", "bash"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["ipfs-push", "--help"],
+        ["cat", "--help"],
+        ["pin", "ls", "--help"],
+        ["inspect", "--help"],
+        ["export", "--help"],
+        ["completion", "bash"],
+    ],
 )
 def test_what_only_prints_loads_little(arguments: list[str]) -> None:
     heavy = "{'trio', 'httpx', 'multiformats', 'grpc', 'cbor2', 'rich', 'ipfshttpclient'}"
@@ -64,11 +74,20 @@ def test_what_only_prints_loads_little(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
-        (["cat", "notacid"], 1, "'notacid' is not a CID"),
-        (["cat", "bafkrei"], 1, "'bafkrei' is not a CID"),
-        (["cat", "b" + "a" * 5000], 1, "is not a CID"),
-        (["pin", "add", "x y\nz"], 1, "is not a CID"),
-        (["pin", "rm", "QmNothing"], 1, "is not a CID"),
+        (["cat", "notacid"], 1, "'notacid' is neither a CID nor the name of a pin"),
+        (["cat", "ipfs://bafkrei"], 1, "'ipfs://bafkrei' is not a CID"),
+        (["cat", "b" + "a" * 5000], 1, "is neither a CID nor"),
+        (["pin", "add", "x y\nz"], 1, "is neither a CID nor"),
+        (["pin", "rm", "QmNothing"], 1, "is neither a CID nor"),
+        (["rm", "nothing"], 1, "is neither a CID nor"),
+        (["inspect", "/ipfs/nothing"], 1, "is not a CID"),
+        (["ls", "nothing"], 1, "is neither a CID nor"),
+        (["ls", "--platform", "a/b/c/d", "x"], 1, "is not a platform"),
+        (["diff", "one"], 2, "Missing argument"),
+        (["verify", "nothing"], 1, "is neither a CID nor"),
+        (["import", "./missing.car"], 1, "./missing.car: No such file or directory"),
+        (["export", "-o", "/nowhere/at/all", "x"], 1, "No such file or directory"),
+        (["ipfs-push", "--estargz", "--preserve-digests", "x"], 2, "--preserve-digests and --referrers keep them"),
         (["get-toc-digest", "./missing"], 1, "./missing: no such file, and no CID"),
         (["ipfs-push", "./missing.tar"], 1, "./missing.tar: no such file or folder"),
         (["ipfs-push", "Not/A-Name"], 1, "is not an image name"),

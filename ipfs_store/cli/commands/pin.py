@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -38,15 +37,24 @@ def command() -> None:
     ipfs-store pin add --name docker.io/me/app:1 ROOT     # under a name that pin ls shows
     """,
 )
-@click.argument("cids", nargs=-1, required=True, metavar="CID...")
+@click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...")
 @click.option("--name", default="", help="What pin ls shows beside the CID.")
 @timeout_option
 @click.pass_obj
 def add(settings: Settings, cids: tuple[str, ...], name: str, timeout: float | None) -> None:
-    """Keep each CID and all that it links to. Prints each when all of it is here."""
-    from ipfs_store.cids import parse_cid
+    """Keep each CID and all that it links to; of an image's CID, all of the image. Prints each when all of it is here."""
 
-    _each(settings.within(timeout), [parse_cid(cid) for cid in cids], lambda node, cid: node.pin(cid, name=name))
+    async def work(node: Node) -> None:
+        from ipfs_store.cids import format_cid
+        from ipfs_store.images.catalog import find, keep
+        from ipfs_store.images.identity import identify
+
+        for text in cids:
+            cid = await find(node, text)
+            await keep(node, await identify(node, cid), name=name)
+            click.echo(format_cid(cid))
+
+    settings.within(timeout).run(work)
 
 
 @command.command(
@@ -56,13 +64,22 @@ def add(settings: Settings, cids: tuple[str, ...], name: str, timeout: float | N
     ipfs-store pin rm ROOT    # nothing is deleted before the next gc
     """,
 )
-@click.argument("cids", nargs=-1, required=True, metavar="CID...")
+@click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...")
 @click.pass_obj
 def rm(settings: Settings, cids: tuple[str, ...]) -> None:
-    """No longer keep each CID, and print it. What no other pin reaches goes with the next `ipfs-store gc`."""
-    from ipfs_store.cids import parse_cid
+    """No longer keep each CID (of an image, all that was pinned for it), and print it. What no other pin reaches goes with the next `gc`."""
 
-    _each(settings, [parse_cid(cid) for cid in cids], lambda node, cid: node.unpin(cid))
+    async def work(node: Node) -> None:
+        from ipfs_store.cids import format_cid
+        from ipfs_store.images.catalog import find, remove
+
+        gone: set[Cid] = set()
+        for cid in [await find(node, text) for text in cids]:
+            if cid not in gone:
+                gone.update(await remove(node, cid))
+            click.echo(format_cid(cid))
+
+    settings.run(work)
 
 
 @command.command(
@@ -90,14 +107,3 @@ def ls(settings: Settings, as_json: bool) -> None:
         return
     for name, cid in found:
         click.echo(f"{cid}  {name}".rstrip())
-
-
-def _each(settings: Settings, cids: list[Cid], work: Callable[[Node, Cid], Awaitable[None]]) -> None:
-    from ipfs_store.cids import format_cid
-
-    async def all_of_them(node: Node) -> None:
-        for cid in cids:
-            await work(node, cid)
-            click.echo(format_cid(cid))
-
-    settings.run(all_of_them)
