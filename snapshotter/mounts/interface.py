@@ -44,3 +44,7 @@ class LayerMounter(Protocol):
     def expire(self) -> None:
         """Whoever serves layers was replaced: each is to be asked for anew by `mount`."""
         ...
+
+    def sweep(self) -> None:
+        """Unmount what no layer of those that `mount` was asked for uses."""
+        ...

@@ -98,7 +98,7 @@ class NativeMounter:
             self._points.clear()
 
     def sweep(self) -> None:
-        """Unmount what no layer uses: for use when every layer has been mounted, since who was not asked for is not known."""
+        """See `LayerMounter.sweep`: for use when every layer has been asked for."""
         with self._lock:
             used = set(self._points.values())
             for point in self._folder.iterdir():

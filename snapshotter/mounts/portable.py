@@ -30,3 +30,6 @@ class FuseMounter:
 
     def expire(self) -> None:
         """See `LayerMounter.expire`: nothing is remembered here."""
+
+    def sweep(self) -> None:
+        """See `LayerMounter.sweep`: the data plane knows its layers."""

@@ -16,6 +16,7 @@ from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
 from snapshotter.mounts import kernel
 from snapshotter.mounts.idmap import IdMap
 from snapshotter.mounts.interface import LayerMounter, LayerSource, MountFailed
+from snapshotter.mounts.native import unmount_below
 from snapshotter.service.folders import Folders, Mount
 from snapshotter.service.labels import NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, layer_source, namespace_of
 from snapshotter.service.roots import Layer, Roots, mount_layers
@@ -58,6 +59,9 @@ class Snapshotter:
         self._data = tuple(data)
         self._scratch = root / "scratch"
         self._scratch.mkdir(mode=0o700, exist_ok=True)
+        unmount_below([self._scratch])  # of a daemon that was killed in the middle of a call
+        for left in self._scratch.iterdir():
+            left.rmdir() if left.is_dir() else left.unlink()
         self._roots = Roots(self._folders, data, self._scratch) if data else None
         self._targets: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._targets_lock = threading.Lock()
@@ -71,10 +75,14 @@ class Snapshotter:
         """Mount every remote layer that is not. One that cannot be is logged, and tried again when somebody needs it."""
         self._mounter.expire()
         remote = [snapshot for snapshot in self._state.select() if snapshot.remote is not None]
+        everything = True
         with ThreadPoolExecutor(_RESTORERS, thread_name_prefix="restore") as pool:
             for snapshot, failure in zip(remote, pool.map(self._try_mount, remote), strict=True):
                 if failure is not None:
                     _log.warning("%s is not mounted again yet, and will be tried when it is needed: %s", snapshot.name, failure)
+                    everything = False
+        if everything:
+            self._mounter.sweep()
 
     def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
         """A new active snapshot. With a target in the labels, that is mounted instead where it can be, and AlreadyExists raised."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +60,8 @@ class FolderMounter:
     def expire(self) -> None:
         pass
 
+    sweep = expire
+
     def image(self, layer: int, source: LayerSource) -> Path:
         tree = self.mount(layer, source)
         image = self.root / f"{source.cid}.erofs"
@@ -77,6 +79,9 @@ class Client:
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)])
         self.stub = snapshots_pb2_grpc.SnapshotsStub(self._channel)
+
+    restore: Callable[[], None]
+    """What the daemon does after it has started."""
 
     def prepare(self, key: str, parent: str = "", **labels: str) -> list[Mount]:
         return self.prepare_with(key, parent, labels)
@@ -125,6 +130,7 @@ def served(root: Path, mounter: FolderMounter) -> Iterator[Client]:
     snapshotter = Snapshotter(root, native or mounter, data=mounter.data if native else ())
     server = start_server(snapshotter, root / "s.sock")
     client = Client(root / "s.sock")
+    client.restore = snapshotter.restore
     try:
         yield client
     finally:

@@ -192,6 +192,30 @@ def test_a_restarted_service_finds_its_mounts_without_asking_anybody(tmp_path: P
         assert (Path(before[0].source) / "a").read_text() == "x"
 
 
+def test_what_a_killed_service_left_is_cleaned_at_the_next_start(tmp_path: Path, mounter: FolderMounter) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (mounter.root / CIDS[0]).mkdir()
+    (mounter.root / CIDS[0] / "a").write_text("x")
+    with served(root, mounter) as client:
+        pull(client, "one")
+        client.prepare("container", "one")
+    # A root whose snapshot is not known, an image that no layer has, and a call that was never ended.
+    for stray in (root / "snapshots/99/root", root / "images/stray", root / "scratch/merged-1"):
+        stray.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", stray], check=True)
+        (stray / "file").write_text("of nobody")
+    with served(root, mounter) as client:
+        client.restore()
+        points = {at.point.relative_to(root).parts[0] for at in mount_table() if root in at.point.parents}
+        assert points == {"images", "snapshots"}
+        assert [path.name for path in (root / "snapshots").iterdir()] == ["2"]
+        assert len(list((root / "images").iterdir())) == 1
+        for folder in ("scratch", "trash"):
+            assert list((root / folder).iterdir()) == []
+        assert (Path(client.mounts("container")[0].source) / "a").read_text() == "x"
+
+
 def test_a_root_on_a_data_mount_that_was_replaced_is_mounted_anew(
     client: Client, image: Path, mounter: FolderMounter, tmp_path: Path
 ) -> None:
