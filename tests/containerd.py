@@ -106,7 +106,9 @@ class PrivateContainerd:
 
     def _configuration(self, plugins: Mapping[str, Path]) -> str:
         # CRI and NRI are switched off: a second containerd must not take the sockets of the machine's own.
-        proxies = "".join(f'[proxy_plugins.{name}]\n  type = "snapshot"\n  address = "{path}"\n' for name, path in plugins.items())
+        # Capabilities are version 2's: 1.6 passes labels to every snapshotter, and knows no such key.
+        capable = '  capabilities = ["remap-ids"]\n' if self.version != "1.6" else ""
+        proxies = "".join(f'[proxy_plugins.{name}]\n  type = "snapshot"\n  address = "{path}"\n{capable}' for name, path in plugins.items())
         disabled = ("grpc.v1.cri", "nri.v1.nri", "cri.v1.images", "cri.v1.runtime", "tracing.processor.v1.otlp", "internal.v1.tracing")
         return f"""version = 2
 root = "{self.root}/root"

@@ -183,8 +183,12 @@ def _overlays_on(root: Path) -> list[str]:
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
+        point = before.split()[4]
+        # Those below are roots that we mounted ourselves: whether somebody uses them is seen by their binds.
+        if point.startswith(f"{root}/"):
+            continue
         if after.startswith("overlay ") and (needle in after or _relative_lower(after, root)):
-            found.append(before.split()[4])
+            found.append(point)
     return found + [str(point) for point in binds_of(root / "snapshots")]
 
 

@@ -14,6 +14,7 @@ from snapshotter.mounts.interface import LayerMounter
 from snapshotter.mounts.native import NativeMounter, PlaneImages
 from snapshotter.mounts.portable import FuseMounter
 from snapshotter.mounts.probe import probe
+from snapshotter.mounts.table import covering, mount_table
 
 _log = logging.getLogger(__name__)
 MountMode = Literal["auto", "native", "portable"]
@@ -30,6 +31,11 @@ class Choice:
 
 def choose(mode: MountMode, plane: DataPlane, root: Path, *, timeout: float) -> Choice:
     """What ``mode`` means here; the log says which it is and why. Raises InvalidInput where native mounts are demanded and do not work."""
+    if not _seen_by_others(root):
+        _log.warning(
+            "this process has a mount namespace of its own, and %s is on no shared mount in it: containerd does not see what is mounted there; "
+            "run it without PrivateMounts=, PrivateTmp= and the like, or with %s as a shared mount", root, root,
+        )  # fmt: skip
     portable = Choice(FuseMounter(plane, timeout=timeout), ())
     if mode == "portable":
         _log.info("mounts are portable: mount_mode says so")
@@ -43,3 +49,13 @@ def choose(mode: MountMode, plane: DataPlane, root: Path, *, timeout: float) -> 
         return portable
     _log.info("mounts are native: %s", ability.why)
     return Choice(NativeMounter(PlaneImages(plane, timeout=timeout), root / "images", ability.backing), data)
+
+
+def _seen_by_others(root: Path) -> bool:
+    """Whether mounts below ``root`` reach the machine's own namespace: ours is that one, or propagates to it."""
+    try:
+        if Path("/proc/self/ns/mnt").readlink() == Path("/proc/1/ns/mnt").readlink():
+            return True
+    except OSError:  # no right to look: a container, whose mounts are somebody's plan
+        return True
+    return covering(root.resolve(), mount_table()).shared

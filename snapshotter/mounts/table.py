@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class Mounted:
     source: str
     options: str
     """Of the file system."""
+    shared: bool = False
+    """Whether what is mounted below is seen by other mount namespaces (mount_namespaces(7))."""
 
 
 def parse_table(text: str) -> list[Mounted]:
@@ -27,15 +30,21 @@ def parse_table(text: str) -> list[Mounted]:
     mounts = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
-        _, _, device, _, point, *_ = before.split(" ")
+        _, _, device, _, point, _, *tags = before.split(" ")
         kind, source, options = after.split(" ", 2)
-        mounts.append(Mounted(device, Path(_plain(point)), kind, _plain(source), options))
+        mounts.append(Mounted(device, Path(_plain(point)), kind, _plain(source), options, any(tag.startswith("shared:") for tag in tags)))
     return mounts
 
 
 def mount_table() -> list[Mounted]:
     """What this process sees mounted."""
     return parse_table(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+
+
+def covering(folder: Path, table: Sequence[Mounted]) -> Mounted:
+    """The mount that ``folder`` is on."""
+    above = {folder, *folder.parents}
+    return max((mounted for mounted in table if mounted.point in above), key=lambda mounted: len(mounted.point.parts))
 
 
 def is_mount_point(folder: Path) -> bool:

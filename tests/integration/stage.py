@@ -7,10 +7,12 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -145,11 +147,12 @@ class Stage:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
-    def start_daemon(self, *, give_up: float = 60) -> None:
-        """Start it and wait for its socket."""
+    def start_daemon(self, *, give_up: float = 60, containerd: str = "/nowhere") -> None:
+        """Start it and wait for its socket. ``containerd``: where layers go that are made of snapshots."""
         self.config.write_text(
             f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\nmount_mode = "{self.mode}"\n[dataplane]\ngive_up = {give_up}\n'
             f'[node]\nspec = "embedded"\npath = "{self.root}/pulling"\npeers = ["{self.peer}"]\ntimeout = 5\n'
+            f'[containerd]\naddress = "{containerd}"\n'
         )
         with (self.root / "daemon.log").open("ab") as log:
             self._daemon = subprocess.Popen([BIN / "ipfs-snapshotter", "--config", self.config], stdout=log, stderr=log, env=ENVIRONMENT)
@@ -219,3 +222,19 @@ def view(containerd: PrivateContainerd, snapshotter: str, chain_id: str, target:
                 yield root
         finally:
             snapshots.Remove(snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key), metadata=namespace)
+
+
+@contextlib.contextmanager
+def started(on_stage: Stage, version: str, extra: str = "") -> Iterator[PrivateContainerd]:
+    """A daemon, and a containerd that knows it."""
+    folder = Path(tempfile.mkdtemp(prefix="ctrd-", dir="/tmp"))
+    folder.chmod(0o711)  # the root of a user namespace has to get to its bundle
+    try:
+        on_stage.start_daemon(containerd=str(folder / "c.sock"))
+        with PrivateContainerd(folder, version, {"ipfs": on_stage.socket}, extra) as containerd:
+            containerd.wait_for_snapshotter("ipfs")
+            yield containerd
+            containerd.run("image", "rm", "--sync", "lazy", "eager")
+    finally:
+        on_stage.end_daemon()
+        shutil.rmtree(folder)

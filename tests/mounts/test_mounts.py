@@ -16,7 +16,7 @@ from snapshotter.mounts.idmap import GID_LABEL, UID_LABEL, IdMap, Range
 from snapshotter.mounts.native import unmount_below
 from snapshotter.mounts.probe import probe
 from snapshotter.mounts.stack import Backing, Lower, Stack, mount_image, mount_stack
-from snapshotter.mounts.table import is_mount_point, mount_table, parse_table
+from snapshotter.mounts.table import covering, is_mount_point, mount_table, parse_table
 from tests.mounts.made import image_of
 from tests.requirements import require_root
 
@@ -104,6 +104,10 @@ def test_the_table_of_mounts_has_paths_as_they_are() -> None:
     line = r"48 27 0:41 / /a\040b/root rw,relatime shared:1 - overlay over\040lay rw,lowerdir+=/x"
     (mounted,) = parse_table(line)
     assert (mounted.device, mounted.point, mounted.kind, mounted.source) == ("0:41", Path("/a b/root"), "overlay", "over lay")
+    assert mounted.shared
+    table = parse_table(f"20 1 8:1 / / rw - ext4 /dev/vda rw\n{line}")
+    assert covering(Path("/a b/root/x"), table) == mounted
+    assert not covering(Path("/a b"), table).shared
 
 
 def test_mappings_of_ids_are_read_applied_and_composed() -> None:

@@ -229,9 +229,8 @@ def test_a_committed_snapshot_gives_the_same_layer_and_others_build_on_it(snapsh
     assert [line for line in found if not line.startswith(expected)] == []
 
 
+@pytest.mark.parametrize("mounter", ["native"], indirect=True)  # the data of a file cannot be taken away from a folder
 def test_only_what_changed_is_read(snapshotter: Snapshotter, lower: Path, mounter: FolderMounter, tmp_path: Path) -> None:
-    if not mounter.native:
-        pytest.skip("the data of a file cannot be taken away from a folder")
     snapshotter.prepare("container", "one", {})
     snapshotter.view("parent", "one", {})
     with mounted(wire(snapshotter, "container"), tmp_path / "work") as root:
@@ -244,11 +243,10 @@ def test_only_what_changed_is_read(snapshotter: Snapshotter, lower: Path, mounte
         assert tar.getnames() == ["kept", "new"]
 
 
+@pytest.mark.parametrize("mounter", ["native"], indirect=True)  # which shift owners
 def test_shifted_owners_are_those_of_the_image_in_the_layer(
     snapshotter: Snapshotter, lower: Path, mounter: FolderMounter, tmp_path: Path
 ) -> None:
-    if not mounter.native:
-        pytest.skip("owners are shifted by native mounts")
     snapshotter.prepare("container", "one", MAPPED)
     snapshotter.view("parent", "one", {})
     with mounted(wire(snapshotter, "container"), tmp_path / "work") as root:

@@ -236,6 +236,35 @@ def test_a_root_on_a_data_mount_that_was_replaced_is_mounted_anew(
     assert len([at for at in mount_table() if at.point == root]) == 1
 
 
+def test_a_containerd_with_a_mount_namespace_of_its_own_sees_the_mounts_come_and_go(tmp_path: Path, mounter: FolderMounter) -> None:
+    """As under systemd: the daemon in the machine's namespace, where mounts are shared; containerd in a slave of it."""
+    root = tmp_path / "root"
+    root.mkdir()
+    subprocess.run(["mount", "--bind", root, root], check=True)
+    subprocess.run(["mount", "--make-shared", root], check=True)
+    (mounter.root / CIDS[0]).mkdir()
+    (mounter.root / CIDS[0] / "a").write_text("seen")
+    script = 'echo ready; read path; cat "$path/a"; echo; read path; ls "$path" | wc -l'
+    with (
+        subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other,
+        served(root, mounter) as client,
+    ):
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        pull(client, "one")
+        (mount,) = client.prepare("container", "one")
+        other.stdin.write(f"{mount.source}\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "seen\n"
+        client.remove("container")
+        client.remove("one")
+        other.stdin.write(f"{root}/images\n")
+        other.stdin.flush()
+        assert other.stdout.readline().strip() == "0"
+
+
 MAPPED = {UID_LABEL: "0:100000:65536", GID_LABEL: "0:200000:65536"}
 
 
