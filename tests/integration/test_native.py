@@ -68,8 +68,8 @@ def test_a_user_namespace_sees_its_own_owners_and_no_data_is_fetched_or_copied(
     size = 1_000_003  # of /usr/lib/big, which nobody reads
     before = fetched(on_stage)
     script = "id -u; stat -c %u /etc/hostname /bin/sh /usr/lib/big; echo x > /etc/new && stat -c %u /etc/new; cat /proc/self/uid_map"
-    options = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", *(["--remap-labels"] if remapped else [])]
+    options = ["--uidmap", "0:100000:5000000", "--gidmap", "0:100000:5000000", *(["--remap-labels"] if remapped else [])]
     out = containerd.ctr(*RUN, *options, "lazy", f"user-{remapped}", "sh", "-c", script).split()
     assert out[:5] == ["0", "0", "0", "0", "0"]
-    assert out[5:] == ["0", "100000", "65536"]
+    assert out[5:] == ["0", "100000", "5000000"]
     assert fetched(on_stage) - before < size, "nothing but what was executed"
