@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -46,14 +46,13 @@ class _Decoder:
         self._ends = dict(zip([0, *starts], [*starts, payload_end], strict=True))
         """Where the stream that begins at an offset ends at the latest: where the next one begins."""
         self._found: dict[str, Entry] = {}
-        self._implied = 0
+        self._imply = implied_directories(self._found)
         self._pieces = 0
         self._prefetch_end = 0
         self._times: dict[str, int] = {}
         self._xattrs = Xattrs()
 
     def decode(self) -> Toc:
-        self._found[""] = _directory("")
         items, position, count = self._items, 0, len(self._items)
         if count and items[0].type == "chunk":
             raise InvalidLayer(f"the TOC begins with a chunk of {items[0].name[:300]!r}, which belongs to no file")
@@ -175,21 +174,6 @@ class _Decoder:
             raise InvalidLayer(f"{path!r}: the TOC puts a chunk at {offset}, outside the blob's contents of {self._payload_end} bytes")
         return offset
 
-    def _imply(self, path: str) -> None:
-        """The directories above ``path`` that the TOC does not name."""
-        folder = path.rpartition("/")[0]
-        if folder in self._found:
-            return
-        missing: list[str] = []
-        while folder and folder not in self._found:
-            missing.append(folder)
-            self._implied += len(folder)
-            folder = folder.rpartition("/")[0]
-        if self._implied > MAX_IMPLIED_PATHS or len(self._found) + len(missing) > MAX_ENTRIES:
-            raise InvalidLayer("the TOC implies more directories than a layer can have")
-        for folder in reversed(missing):
-            self._found[folder] = _directory(folder)
-
     def _check_parents(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
             folder = entry.path.rpartition("/")[0]
@@ -234,6 +218,32 @@ def normalise(name: str) -> str:
         raise InvalidLayer(f"the name {name[:100]!r}... in a layer is longer than Linux allows")
     path = "/".join(parts)
     return name if path == name else path  # one object instead of two: a name of 4,095 bytes may take 16 KiB
+
+
+def implied_directories(found: dict[str, Entry]) -> Callable[[str], None]:
+    """A function that puts the directories above a path into ``found`` where they are not there yet; the root is at once.
+
+    It raises InvalidLayer once they are more than a layer can have.
+    """
+    found[""] = _directory("")
+    size = 0
+
+    def imply(path: str) -> None:
+        nonlocal size
+        folder = path.rpartition("/")[0]
+        if folder in found:
+            return
+        missing: list[str] = []
+        while folder and folder not in found:
+            missing.append(folder)
+            size += len(folder)
+            folder = folder.rpartition("/")[0]
+        if size > MAX_IMPLIED_PATHS or len(found) + len(missing) > MAX_ENTRIES:
+            raise InvalidLayer("the layer implies more directories than a layer can have")
+        for folder in reversed(missing):
+            found[folder] = _directory(folder)
+
+    return imply
 
 
 def resolve_links(entries: Iterable[Entry], by_path: Mapping[str, Entry]) -> list[Entry]:

@@ -1,8 +1,6 @@
 """Blobs that other tools wrote read back exactly."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,13 +16,6 @@ OUTSIDE = ["externaltoc.blob", "keepdiffid.blob"]
 
 def _toc_blob(name: str) -> BytesBlob | None:
     return BytesBlob((VECTORS / _ALL[name]["toc_blob"]).read_bytes()) if name in OUTSIDE else None
-
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vectors") / "input.tar"
-    subprocess.run([sys.executable, VECTORS.parent / "make_input.py", path], check=True)
-    return path
 
 
 @pytest.mark.parametrize("name", INSIDE + OUTSIDE)
