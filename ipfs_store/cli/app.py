@@ -29,7 +29,7 @@ COMMANDS = {
     "pin": "Keep, or no longer keep, what a CID links to.",
     "gc": "Delete every block that no pin keeps.",
     "node": "Show the node that commands talk to.",
-    "get-toc-digest": "Print the TOC digest of an eStargz layer.",
+    "get-toc-digest": "Print the TOC digests of lazily readable layers.",
     "completion": "Print the completion script of a shell.",
 }
 EXTENSIONS = "ipfs_store.commands"

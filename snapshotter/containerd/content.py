@@ -56,6 +56,12 @@ class ContentStore:
             for response in self._stub.Read(content_pb2.ReadContentRequest(digest=str(digest)), metadata=self._connection.metadata):
                 yield response.data
 
+    def part(self, digest: Digest, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``, not checked; raises ContainerdNotFound."""
+        request = content_pb2.ReadContentRequest(digest=str(digest), offset=offset, size=length)
+        with self._connection.errors():
+            return b"".join(response.data for response in self._stub.Read(request, metadata=self._connection.metadata))
+
     def label(self, digest: Digest, labels: Mapping[str, str]) -> None:
         """Set ``labels`` beside those it has; raises ContainerdNotFound."""
         info = content_pb2.Info(digest=str(digest), labels=labels)

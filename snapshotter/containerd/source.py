@@ -12,8 +12,9 @@ from types import TracebackType
 import trio
 
 from ipfs_store.errors import BlobMismatch, ImageNotFound
+from ipfs_store.formats.blob import RangeReader
 from ipfs_store.images.sources import SourceOptions
-from ipfs_store.oci import Descriptor
+from ipfs_store.oci import Descriptor, Digest
 from snapshotter.containerd.connection import Connection, connect, leased
 from snapshotter.containerd.content import ContentStore
 from snapshotter.containerd.errors import ContainerdNotFound
@@ -85,3 +86,30 @@ def open_source(name: str, options: SourceOptions | None = None) -> ContainerdIm
         connection = stack.enter_context(leased(stack.enter_context(connect(options.address, options.namespace))))
         root = Images(connection).get(name)
         return ContainerdImage(connection, name, root, stack.pop_all(), options.folder)
+
+
+@asynccontextmanager
+async def open_blob(digest: str, options: SourceOptions) -> AsyncIterator[RangeReader]:
+    """A blob of the content store by its digest; raises InvalidDigest, ImageNotFound, ContainerdUnavailable."""
+    parsed = Digest.parse(digest)
+    with connect(options.address, options.namespace) as connection:
+        content = ContentStore(connection)
+        try:
+            size = (await trio.to_thread.run_sync(content.info, parsed)).size
+        except ContainerdNotFound as error:
+            raise ImageNotFound(
+                f"containerd does not have {digest} in namespace {connection.namespace!r}", hint="`ctr content ls` lists what it has"
+            ) from error
+        yield _Blob(content, parsed, size)
+
+
+class _Blob:
+    """A RangeReader."""
+
+    def __init__(self, content: ContentStore, digest: Digest, size: int) -> None:
+        self.size = size
+        self._content = content
+        self._digest = digest
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await trio.to_thread.run_sync(self._content.part, self._digest, offset, length) if length else b""

@@ -88,7 +88,7 @@ def test_what_only_prints_loads_little(arguments: list[str]) -> None:
         (["import", "./missing.car"], 1, "./missing.car: No such file or directory"),
         (["export", "-o", "/nowhere/at/all", "x"], 1, "No such file or directory"),
         (["ipfs-push", "--estargz", "--preserve-digests", "x"], 2, "--preserve-digests and --referrers keep them"),
-        (["get-toc-digest", "./missing"], 1, "./missing: no such file, and no CID"),
+        (["get-toc-digest", "./missing"], 1, "./missing: no such file or folder"),
         (["ipfs-push", "./missing.tar"], 1, "./missing.tar: no such file or folder"),
         (["ipfs-push", "Not/A-Name"], 1, "is not an image name"),
         (["ipfs-push", "--platform", "a/b/c/d", "x"], 1, "is not a platform"),

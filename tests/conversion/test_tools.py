@@ -18,7 +18,9 @@ from ipfs_store.images.conversion import ConvertedImage, ConvertOptions, convert
 from ipfs_store.images.model import Image
 from ipfs_store.images.sources import SourceOptions, open_image
 from ipfs_store.images.targets import Target
+from ipfs_store.images.tocs import blob_toc
 from ipfs_store.oci import Config, Descriptor, Digest, Manifest
+from snapshotter.containerd.source import open_blob
 from tests.containerd import PrivateContainerd
 from tests.containerd_client.images import BusyboxImage
 from tests.requirements import require_root, require_tool
@@ -100,6 +102,8 @@ async def test_ctr_remote_finds_the_tocs(in_containerd: tuple[Place, PrivateCont
             layer.descriptor.digest,
         )  # fmt: skip
         assert found.strip() == layer.descriptor.annotations[ANNOTATION_TOC_DIGEST]
+        async with open_blob(str(layer.descriptor.digest), SourceOptions(address=place.address, namespace=place.namespace)) as blob:
+            assert (await blob_toc(blob)).digest == found.strip()
 
 
 async def test_what_ctr_remote_converted_stays_byte_for_byte(in_containerd: tuple[Place, PrivateContainerd], tmp_path: Path) -> None:

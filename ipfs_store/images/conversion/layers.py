@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -29,6 +28,7 @@ from ipfs_store.formats.options import Format, WriteOptions, Written
 from ipfs_store.formats.writer import write_layer
 from ipfs_store.images.model import ConvertedLayer, NoProgress, Progress, TocObject
 from ipfs_store.images.push import Convert
+from ipfs_store.images.sources.ranges import FileBlob
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import DOCKER_TYPES, recompressed
 
@@ -83,7 +83,7 @@ def layer_converter(
 async def lazy_form(layer: Descriptor, path: Path) -> TocObject | None:
     """The TOC of a lazily readable layer as an object of its own; None for others (legacy stargz has no digests: nobody mounts it lazily)."""
     try:
-        detached = await detach(await _blob(path), layer.annotations)
+        detached = await detach(await FileBlob.open(path), layer.annotations)
     except InvalidLayer:
         return None
     if detached.kind == "stargz":
@@ -115,7 +115,7 @@ async def _annotations(layer: Layer, path: Path) -> Mapping[str, str]:
     """What stargz-snapshotter looks for at a layer of this kind, as far as its blob tells: archives of Docker lose annotations."""
     found = {ANNOTATION_TOC_DIGEST: layer.toc.digest}
     if layer.kind == "zstd:chunked":
-        blob = await _blob(path)
+        blob = await FileBlob.open(path)
         location = locate_toc(await blob.read(max(blob.size - TAIL, 0), min(blob.size, TAIL)), blob.size, {})
         compressed = await blob.read(location.offset, location.length)
         found[ANNOTATION_ZSTD_CHECKSUM_OLD] = str(Digest.of(compressed))
@@ -123,26 +123,8 @@ async def _annotations(layer: Layer, path: Path) -> Mapping[str, str]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _FileBlob:
-    path: Path
-    size: int
-
-    async def read(self, offset: int, length: int) -> bytes:
-        def work() -> bytes:
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                return file.read(length)
-
-        return await trio.to_thread.run_sync(work)
-
-
-async def _blob(path: Path) -> _FileBlob:
-    return _FileBlob(path, (await trio.Path(path).stat()).st_size)
-
-
 async def _open(layer: Descriptor, path: Path) -> Layer:
-    return await open_layer(await _blob(path), layer.annotations)
+    return await open_layer(await FileBlob.open(path), layer.annotations)
 
 
 def _is_compressed(path: Path) -> bool:

@@ -73,7 +73,7 @@ def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str | 
         return _extension(kind, text, options)
     if _exists(text):
         return _by_content(Path(text), "", options)
-    if text.startswith("/ipfs/") or _CID.fullmatch(text):
+    if looks_like_a_cid(text):
         return parse_cid(text)
     path, _, name = text.partition(":")
     if not _looks_like_a_path(path):
@@ -81,6 +81,11 @@ def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str | 
     if name and _exists(path):
         return _by_content(Path(path), name, options)
     raise ImageNotFound(f"{text[:300]}: no such file or folder")
+
+
+def looks_like_a_cid(text: str) -> bool:
+    """Whether ``text`` is meant to be a CID, and no name of an image."""
+    return text.startswith(("ipfs://", "/ipfs/")) or _CID.fullmatch(text) is not None
 
 
 def _split_kind(text: str) -> tuple[str, str]:

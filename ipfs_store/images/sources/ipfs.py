@@ -9,7 +9,9 @@ from pathlib import Path
 import trio
 
 from ipfs_store.cids import Cid, format_cid
+from ipfs_store.dag.file import UnixfsFile
 from ipfs_store.errors import InvalidInput
+from ipfs_store.formats.blob import RangeReader
 from ipfs_store.images.pull import Places, RemoteLayer, copy_blob, find_image
 from ipfs_store.images.sources.options import SourceOptions
 from ipfs_store.images.sources.scratch import Scratch
@@ -63,6 +65,11 @@ class IpfsImage:
             yield target.path
         finally:
             target.close()
+
+    @asynccontextmanager
+    async def open_ranges(self, descriptor: Descriptor) -> AsyncIterator[RangeReader]:
+        """See ``ranges.Ranged``; every block is checked against its CID."""
+        yield await UnixfsFile.open(self._node.get, await self._places.find(descriptor))
 
     async def aclose(self) -> None:
         """Close the node."""

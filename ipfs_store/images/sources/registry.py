@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from ipfs_store.formats.blob import RangeReader
 from ipfs_store.images.sources.distribution import Registry
 from ipfs_store.images.sources.options import SourceOptions
 from ipfs_store.images.sources.scratch import Scratch
@@ -65,6 +66,23 @@ class RegistryImage:
         finally:
             target.close()
 
+    @asynccontextmanager
+    async def open_ranges(self, descriptor: Descriptor) -> AsyncIterator[RangeReader]:
+        """See ``ranges.Ranged``."""
+        yield _Ranges(self._registry, descriptor)
+
     async def aclose(self) -> None:
         """Close connections."""
         await self._registry.aclose()
+
+
+class _Ranges:
+    """A layer in the registry, as a RangeReader; raises ImageNotFound, RegistryUnavailable."""
+
+    def __init__(self, registry: Registry, descriptor: Descriptor) -> None:
+        self.size = descriptor.size
+        self._registry = registry
+        self._descriptor = descriptor
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._registry.part(self._descriptor, offset, length) if length else b""

@@ -155,10 +155,8 @@ async def check_written(response: httpx.Response, failure: str) -> None:
     if response.status_code not in _RETRIED:
         body = bytearray()
         async for piece in response.aiter_raw():
-            body += piece
-            if len(body) > _MAX_ERROR:
-                break
-        said = _said(bytes(body[:_MAX_ERROR]))
+            body += piece[: _MAX_ERROR - len(body)]
+        said = _said(bytes(body))
     _refused(response, failure, said)
 
 
