@@ -203,8 +203,9 @@ class _Decoder:
 
 def normalise(name: str) -> str:
     """The path that a tar's or TOC's name stands for: relative, without empty or ``.`` components; raises InvalidLayer for ``..``."""
-    if name.isascii() and "\0" not in name and "//" not in name and "/." not in name and name[:1] not in ("", "/", "."):
-        bare = name[:-1] if name[-1] == "/" else name
+    short = name.removeprefix("./")
+    if short.isascii() and "\0" not in short and "//" not in short and "/." not in short and short[:1] not in ("", "/", "."):
+        bare = short[:-1] if short[-1] == "/" else short
         if len(bare) <= MAX_NAME or (len(bare) <= MAX_PATH and max(map(len, bare.split("/"))) <= MAX_NAME):
             return bare
     parts = [part for part in name.split("/") if part not in ("", ".")]

@@ -6,6 +6,7 @@ pax (local and global), GNU's long names, numbers in base 256, GNU's and pax' sp
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 
@@ -78,12 +79,13 @@ def extension(block: bytes) -> tuple[bytes, int] | None:
 
 def check(block: bytes) -> None:
     """Raises InvalidLayer unless the checksum of a header block is right (sums of unsigned bytes, or of signed ones as of old)."""
+    field = block[148:156]
     try:
-        stored = number(block[148:156])
+        stored = number(field)
     except InvalidLayer as error:
         raise InvalidLayer("no header of a tar entry") from error
     # Adler-32's lower half is one plus the sum modulo 65521: twenty times faster than sum().
-    expected = (stored - 256 + sum(block[148:156]) + 1) % 65521
+    expected = (stored - 255 + sum(field)) % 65521
     if zlib.adler32(block) & 0xFFFF != expected and 256 + sum(struct.unpack("148b8x356b", block)) != stored:
         raise InvalidLayer("no header of a tar entry: its checksum is wrong")
 
@@ -102,8 +104,8 @@ def decode(block: bytes, raw: bytes, pax: dict[str, str], long_name: str, long_l
         kind = "dir"  # what tar had before POSIX
     known = magic[:5] == b"ustar"
     header = Header(
-        text, kind, raw, number(mode), number(uid), number(gid), number(size), number(mtime), 0, long_link or _text(link),
-        _text(uname) if known else "", _text(gname) if known else "", number(major) if known else 0, number(minor) if known else 0, pax, flag,
+        text, kind, raw, number(mode), number(uid), number(gid), number(size), number(mtime), 0, long_link or (_text(link) if link[0] else ""),
+        _name(uname) if known else "", _name(gname) if known else "", number(major) if known else 0, number(minor) if known else 0, pax, flag,
         inherits,
     )  # fmt: skip
     if magic == _GNU:
@@ -140,6 +142,7 @@ def records(data: bytes) -> dict[str, str]:
     return found
 
 
+@functools.lru_cache(4096)  # modes, owners and, as often, times are those of the entry before
 def number(field: bytes) -> int:
     """A numeric field: octal digits, or base 256 where the first bit is set (GNU); raises InvalidLayer."""
     text = field.strip(b" \0")
@@ -201,3 +204,6 @@ def _gnu_time(field: bytes) -> tuple[int, int] | None:
 def _text(field: bytes) -> str:
     end = field.find(b"\0")
     return (field if end < 0 else field[:end]).decode("utf-8", "surrogateescape")
+
+
+_name = functools.lru_cache(1024)(_text)

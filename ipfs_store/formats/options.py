@@ -16,8 +16,9 @@ Compression = Literal["", "gzip", "zstd"]
 
 CHUNK_SIZE = 256 << 10
 """Bytes. A cold start of node reads 18 MB at 256 KiB and 24 MB at 4 MiB; the blob is a few percent larger."""
-LEVELS: dict[Format, int] = {"estargz": 5, "zstd:chunked": 3, "tar": 0, "gzip": 5, "zstd": 3}
-"""What is taken where no level is asked for."""
+LEVELS: dict[Format, int] = {"estargz": 4, "zstd:chunked": 2, "tar": 0, "gzip": 4, "zstd": 2}
+"""What is taken where no level is asked for: the fastest whose blobs are within 3 % of ctr-remote's (gzip 9, zstd 3) although chunks are a
+sixteenth. One more costs 15 % of speed (gzip) or 30 % (zstd) for 2 % of size. See docs/benchmarks.md, "convert"."""
 _COMPRESSION: dict[Format, Compression] = {"estargz": "gzip", "zstd:chunked": "zstd", "tar": "", "gzip": "gzip", "zstd": "zstd"}
 
 

@@ -6,9 +6,9 @@ Podman, Buildah and CRI-O take a zstd:chunked layer in parts only if it is there
 from __future__ import annotations
 
 import base64
-import json
 
 import fastcrc
+import msgspec
 import zstandard
 
 _LEVEL = 3
@@ -35,14 +35,13 @@ class TarSplit:
     def file(self, name: str, size: int, crc: int) -> None:
         """The entry whose headers were the last segment; ``crc`` of its contents."""
         self._close()
-        payload = f'"{base64.b64encode(crc.to_bytes(8, "big")).decode()}"' if size else "null"
+        payload = b'"%b"' % base64.b64encode(crc.to_bytes(8, "big")) if size else b"null"
         try:
-            name.encode()
-            label = f'"name":{json.dumps(name, ensure_ascii=False)},'
+            label = b'"name":%b,' % msgspec.json.encode(name)
         except UnicodeEncodeError:
-            label = f'"name_raw":"{base64.b64encode(name.encode("utf-8", "surrogateescape")).decode()}",'
-        length = f'"size":{size},' if size else ""
-        self._line(f'{{"type":1,{label}{length}"payload":{payload},"position":{self._position}}}\n'.encode())
+            label = b'"name_raw":"%b",' % base64.b64encode(name.encode("utf-8", "surrogateescape"))
+        length = b'"size":%d,' % size if size else b""
+        self._line(b'{"type":1,%b%b"payload":%b,"position":%d}\n' % (label, length, payload, self._position))
 
     def finish(self) -> bytes:
         """All of it as one zstd frame."""
@@ -53,7 +52,7 @@ class TarSplit:
 
     def _close(self) -> None:
         data = b"".join(self._segment)
-        self._segment = []
+        self._segment.clear()
         for at in range(0, len(data), _PIECE):
             payload = base64.b64encode(data[at : at + _PIECE])
             self._line(b'{"type":2,"payload":"%b","position":%d}\n' % (payload, self._position))
