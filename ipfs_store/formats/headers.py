@@ -108,9 +108,12 @@ def decode(block: bytes, raw: bytes, pax: dict[str, str], long_name: str, long_l
         _name(uname) if known else "", _name(gname) if known else "", number(major) if known else 0, number(minor) if known else 0, pax, flag,
         inherits,
     )  # fmt: skip
-    if magic == _GNU:
-        header.access_time = _gnu_time(prefix[:12])
-        header.change_time = _gnu_time(prefix[12:24])
+    if magic == _GNU and prefix[0] | prefix[12]:
+        try:
+            header.access_time, header.change_time = _gnu_time(prefix[:12]), _gnu_time(prefix[12:24])
+        except InvalidLayer:
+            # Go before 1.8 wrote a prefix there, which the format does not have; Go reads it so to this day.
+            header.name = f"{_text(prefix)}/{header.name}"
     if pax:
         _apply(header)
     if header.size < 0 or header.uid < 0 or header.gid < 0:

@@ -85,16 +85,19 @@ class _Progress:
 
     def __init__(self, advance: Advance | None) -> None:
         self._advance = advance
-        self._told = 0.0
+        self._told = 0
+        self._total = 0
 
     def at(self, tar: Source, *, end: bool = False) -> None:
         if self._advance is None or not tar.size:
             return
-        taken = tar.size if end else min(tar.taken(), tar.size)
-        before = int(self._told * tar.size)
-        if end or taken - before >= _STEP:
-            self._told = taken / tar.size
-            self._advance(max(taken - before, 0), tar.size)
+        if tar.size != self._total:  # unpacked meanwhile
+            self._told = self._told * tar.size // max(self._total, 1)
+            self._total = tar.size
+        more = (tar.size if end else min(tar.taken(), tar.size)) - self._told
+        if end or more >= _STEP:
+            self._told += max(more, 0)
+            self._advance(max(more, 0), tar.size)
 
 
 def _compressed(tar: Source, file: BinaryIO, options: WriteOptions, progress: _Progress, threads: int) -> Written:
