@@ -136,7 +136,10 @@ def records(data: bytes) -> dict[str, str]:
         equals = data.find(b"=", space + 1, following)
         if following > end or following <= at or equals < 0 or data[following - 1] != 10:
             raise InvalidLayer("a pax header has a record that is not length, key and value")
-        key = data[space + 1 : equals].decode("utf-8", "surrogateescape")
+        try:
+            key = data[space + 1 : equals].decode()
+        except UnicodeDecodeError as error:
+            raise InvalidLayer("a pax header has a keyword that is no UTF-8") from error
         value = data[equals + 1 : following - 1].decode("utf-8", "surrogateescape")
         if key in _SPARSE_PIECE:  # the only keys that come more than once (GNU's sparse format 0.0)
             key, value = "GNU.sparse.map", f"{found['GNU.sparse.map']},{value}" if "GNU.sparse.map" in found else value
