@@ -61,19 +61,32 @@ def write_layer(
     unpacked, into a file without a name beside ``target``. Synchronous. Raises InvalidLayer, InvalidInput, OSError; ``target`` may then be
     there in part.
     """
-    count = threads or workers()
     with target.open("xb") as file:
-        progress = _Progress(advance)
-        if options.format in ("tar", "gzip", "zstd"):
-            with opened(source) as tar:
-                return _compressed(tar, file, options, progress, count)
-        if not options.prioritized:
-            with contextlib.suppress(_ComesTwice), opened(source) as tar:
-                return _lazy(tar, file, options, None, progress, count)
-            file.seek(0)
-            file.truncate()
-        with opened(source, target.parent, seekable=True) as tar:
-            return _lazy(tar, file, options, arrange.plan(tar.file, options.prioritized), progress, count)
+        return write_layer_to(source, file, target.parent, options, advance=advance, threads=threads)
+
+
+def write_layer_to(
+    source: Path,
+    file: BinaryIO,
+    folder: Path,
+    options: WriteOptions = WriteOptions(),  # noqa: B008 - a frozen value
+    *,
+    advance: Advance | None = None,
+    threads: int | None = None,
+) -> Written:
+    """`write_layer` to a ``file`` that is open and empty, and may have no name; unpacking, where it is needed, is done in ``folder``."""
+    count = threads or workers()
+    progress = _Progress(advance)
+    if options.format in ("tar", "gzip", "zstd"):
+        with opened(source) as tar:
+            return _compressed(tar, file, options, progress, count)
+    if not options.prioritized:
+        with contextlib.suppress(_ComesTwice), opened(source) as tar:
+            return _lazy(tar, file, options, None, progress, count)
+        file.seek(0)
+        file.truncate()
+    with opened(source, folder, seekable=True) as tar:
+        return _lazy(tar, file, options, arrange.plan(tar.file, options.prioritized), progress, count)
 
 
 class _ComesTwice(Exception):

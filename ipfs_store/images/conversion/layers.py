@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,10 +24,12 @@ from ipfs_store.formats.names import (
     Kind,
 )
 from ipfs_store.formats.options import Format, WriteOptions, Written
-from ipfs_store.formats.writer import write_layer
+from ipfs_store.formats.writer import write_layer_to
 from ipfs_store.images.model import ConvertedLayer, NoProgress, Progress, TocObject
 from ipfs_store.images.push import Convert
+from ipfs_store.images.sources.options import scratch_folder
 from ipfs_store.images.sources.ranges import FileBlob
+from ipfs_store.images.sources.scratch import Scratch, storage_failed
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import DOCKER_TYPES, recompressed
 
@@ -44,9 +45,10 @@ def layer_converter(
     """A conversion of layers as ``options`` say, for `push.PushOptions` and `conversion.ConvertOptions`.
 
     ``reuse``: formats of which a layer, whose TOC is read and has to be sound, stays byte for byte as it is; None: the one of ``options``.
-    ``folder``: where a layer is unpacked and written (its uncompressed size is needed there), the system's temporary one if None.
+    ``folder``: where a layer is written, in a file without a name; None: `scratch_folder`.
     """
     told = progress or NoProgress()
+    where = folder or scratch_folder()
     kept = {kind for kind in (_KIND.get(options.format),) if kind} if reuse is None else set(reuse)
 
     @asynccontextmanager
@@ -60,22 +62,33 @@ def layer_converter(
             missing = {} if any(key in layer.annotations for key in _SAYING) else await _annotations(found, path)
             yield ConvertedLayer(path, layer.media_type, layer.digest, layer.size, None, missing) if missing else None
             return
-        with tempfile.TemporaryDirectory(prefix="ipfs-store-", dir=folder) as name:
-            target = Path(name) / "layer"
-            item = str(layer.digest)
-            begun = False
+        item = str(layer.digest)
+        begun = False
 
-            def advance(count: int, total: int) -> None:
-                nonlocal begun
-                trio.from_thread.check_cancelled()
-                if not begun:
-                    told.begin(item, "convert", total)
-                    begun = True
-                told.advance(item, count)
+        def advance(count: int, total: int) -> None:
+            nonlocal begun
+            trio.from_thread.check_cancelled()
+            if not begun:
+                told.begin(item, "convert", total)
+                begun = True
+            told.advance(item, count)
 
-            written = await trio.to_thread.run_sync(lambda: write_layer(path, target, options, advance=advance))
+        def work(target: Scratch) -> Written:
+            try:
+                written = write_layer_to(path, target.file, where, options, advance=advance)
+            except OSError as error:
+                raise storage_failed(error, where) from error
+            target.flush()
+            return written
+
+        target = await trio.to_thread.run_sync(Scratch, where)  # without a name: however we end, nothing is left
+        try:
+            written = await trio.to_thread.run_sync(work, target)
             told.done(item)
-            yield _converted(layer, target, written, same_tar=options.keep_diff_id or options.format in ("tar", "gzip", "zstd"))
+            same_tar = options.keep_diff_id or options.format in ("tar", "gzip", "zstd")
+            yield _converted(layer, target.path, written, same_tar=same_tar)
+        finally:
+            target.close()
 
     return convert
 
