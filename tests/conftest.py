@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+
 import pytest
+
+
+def pytest_configure() -> None:
+    # What the user of this machine pushed is no business of the tests, nor theirs of the user.
+    os.environ["IPFS_STORE_MEMORY"] = tempfile.mkdtemp(prefix="ipfs-store-memory-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["IPFS_STORE_MEMORY"], ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

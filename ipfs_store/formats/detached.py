@@ -27,8 +27,8 @@ _HEADER = struct.Struct("<4sI8sQB7x")
 """zstd's skippable magic and length; our magic, where files end (bytes of the blob), the format's number."""
 _MAGIC = b"IPFSTOC1"
 _KINDS: tuple[Kind, ...] = ("estargz", "zstd:chunked", "stargz")
-LEVEL = 9
-"""29,000 entries of a Debian image: level 3 65 bytes an entry in 0.04 s, 9 61 in 0.1 s, 19 60 in 3 s."""
+LEVEL = 1
+"""More is of no use: digests do not compress. 11,580 entries of a Debian image take 47 bytes each at level 1 (9 ms), 9 (109 ms) and 12 (253 ms)."""
 
 
 @dataclass(frozen=True, slots=True)

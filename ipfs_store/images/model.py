@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ipfs_store.cids import Cid
+from ipfs_store.images.root import RootToc
 from ipfs_store.oci import Descriptor, Digest
 
 
@@ -64,6 +66,18 @@ class TocObject:
     """Bytes of the uncompressed TOC."""
     data: bytes = field(repr=False)
     """The object."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushedLayer:
+    """A layer as it lies in the node now."""
+
+    descriptor: Descriptor
+    cid: Cid
+    converted: bool
+    toc: RootToc | None = None
+    diff_id: Digest | None = None
+    """Where the conversion made another one than the config has."""
 
 
 class Progress(Protocol):

@@ -14,7 +14,8 @@ from ipfs_store.cids import Cid, format_cid
 from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.chunker import BY_MEMBER, MAX_LEAF, Chunker, fixed_leaves
 from ipfs_store.errors import ImageNotFound, InvalidDescriptor
-from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress, TocObject
+from ipfs_store.images.memory import LayerMemory
+from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress, PushedLayer, TocObject
 from ipfs_store.images.referrers import collect_referrers
 from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootReferrer, RootToc
 from ipfs_store.nodes.interface import Block, Node, Push
@@ -29,7 +30,7 @@ Inspect = Callable[[Descriptor, Path], Awaitable[TocObject | None]]
 """The TOC of a layer; None where it has none by which it could be read lazily."""
 
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-_BATCH = 64
+_BATCH = 2 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +49,10 @@ class PushOptions:
     """Name for the image instead of the source's."""
     preserve_digests: bool = False
     """Leave index, manifests, configs and layers byte for byte as they are: nothing is converted, and the root alone says where blobs are."""
+    memory: LayerMemory | None = None
+    """Remembers what layers became, so that those that are there already are neither fetched nor converted again."""
     referrers: bool = False
     """Bring along what refers to the image by its digest, where the source tells (`referrers.Referring`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class PushedLayer:
-    """A layer as it lies in the node now."""
-
-    descriptor: Descriptor
-    cid: Cid
-    converted: bool
-    toc: RootToc | None = None
-    diff_id: Digest | None = None
-    """Where the conversion made another one than the config has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +76,8 @@ class PushResult:
 async def push_image(node: Node, image: Image, options: PushOptions | None = None, progress: Progress | None = None) -> PushResult:
     """Put ``image`` into ``node`` and pin it there.
 
-    The same image and options give the same CID, and store nothing that is there already. Memory is bounded by one leaf at a time and the
-    node's queue. Raises what the source raises, StorageFailed, NodeUnavailable; nothing is pinned then.
+    The same image and options give the same CID, and store nothing that is there already. Memory is bounded by some megabytes of leaves.
+    Raises what the source raises, StorageFailed, NodeUnavailable; nothing is pinned then.
     """
     options = options or PushOptions()
     if options.preserve_digests:
@@ -95,6 +86,10 @@ async def push_image(node: Node, image: Image, options: PushOptions | None = Non
     async with node.push() as push:
         work = _Pusher(push, image, options, progress or NoProgress())
         result = await work.run()
+        if work.remembered and not await push.holds(result.root):
+            # Collected, damaged, or pushed into another node: what was remembered is no help.
+            work = _Pusher(push, image, replace(options, memory=None), progress or NoProgress())
+            result = await work.run()
         # Before the push ends: from then on a collector may take what no pin reaches.
         await node.pin(result.root, name=work.name)
         await node.pin(result.cid, name=work.name)
@@ -108,8 +103,11 @@ class _Pusher:
         self._options = options
         self._progress = progress
         self._layers: dict[Digest, PushedLayer] = {}
+        self.remembered = False
+        """Whether some layer was not brought, because it should be there already."""
         self._bytes = 0
         self.name = options.name or image.name
+        self._fresh: list[tuple[Descriptor, PushedLayer]] = []
         self._indexes: list[RootBlob] = []
         self._manifests: list[RootManifest] = []
         self._seconds = {"convert": 0.0, "push": 0.0}
@@ -127,6 +125,9 @@ class _Pusher:
         top = replace(top, annotations={**top.annotations, **names, **marked})
         cid = await self._file(encode_document(top.to_json()))
         await self._push.flush()
+        if self._options.memory is not None:
+            for layer, pushed in self._fresh:  # only now: they are stored
+                await trio.to_thread.run_sync(self._options.memory.keep, layer, pushed)
         self._seconds["push"] = trio.current_time() - start - self._seconds["convert"]
         return PushResult(
             cid, root.cid, top, tuple(self._layers.values()), self._bytes,
@@ -217,10 +218,24 @@ class _Pusher:
     async def _layer(self, layer: Descriptor) -> PushedLayer:
         known = self._layers.get(layer.digest)
         if known is None:
-            async with self._image.open_blob(layer) as path:
-                known = await self._put_layer(layer, path)
-            self._layers[layer.digest] = known
+            known = self._layers[layer.digest] = await self._remembered(layer) or await self._brought(layer)
         return known
+
+    async def _remembered(self, layer: Descriptor) -> PushedLayer | None:
+        memory = self._options.memory
+        known = await trio.to_thread.run_sync(memory.find, layer) if memory is not None else None
+        if known is not None:
+            self.remembered = True
+            self._bytes += known.descriptor.size
+            self._progress.begin(str(layer.digest), "push", known.descriptor.size)
+            self._progress.done(str(layer.digest), "known")
+        return known
+
+    async def _brought(self, layer: Descriptor) -> PushedLayer:
+        async with self._image.open_blob(layer) as path:
+            pushed = await self._put_layer(layer, path)
+        self._fresh.append((layer, pushed))
+        return pushed
 
     async def _put_layer(self, layer: Descriptor, path: Path) -> PushedLayer:
         if self._options.convert is not None and is_layer(layer.media_type):
@@ -271,8 +286,7 @@ class _Pusher:
         builder = FileBuilder()
         blocks = _build(builder, leaves)
         while batch := await trio.to_thread.run_sync(_take, blocks):
-            for block in batch:
-                await self._push.put(block)
+            await self._push.put_all(batch)
             if advance is not None:
                 advance(sum(len(block.data) for block in batch))
         assert builder.root is not None
@@ -290,9 +304,11 @@ def _build(builder: FileBuilder, leaves: Iterable[memoryview]) -> Iterator[Block
 def _take(blocks: Iterator[Block]) -> list[Block]:
     """Up to a batch of blocks, so that hashing happens in a thread without a switch for each."""
     batch: list[Block] = []
+    size = 0
     for block in blocks:
         batch.append(block)
-        if len(batch) == _BATCH:
+        size += len(block.data)
+        if size >= _BATCH:
             break
     return batch
 

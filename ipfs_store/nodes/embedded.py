@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -27,7 +28,7 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0
 """Seconds that a block is looked for at the peers."""
 _DISK_THREADS = 8
-_PUSH_QUEUE = 16  # blocks waiting for a writer: 2 MiB at 128 KiB a block, 32 MiB at most
+_PUSH_QUEUE = 2  # batches waiting for a writer; whoever puts many blocks makes batches of 2 MiB
 _PUSH_WRITERS = 2  # a writer copies into the page cache at 700 MB/s and waits for the disk now and then; more gain nothing
 _PIN_BATCH = 128  # blocks looked at in one go of a thread
 _PIN_FETCHES = 16  # blocks asked for at a time while pinning: a 200 Mbit/s link is full at 4, 1 Gbit/s at about 16 by HTTP
@@ -79,6 +80,7 @@ class EmbeddedNode:
         self._peers = tuple(peers)
         self._flights = Flights[Cid, bytes]()
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
+        self._pushes: set[Staging] = set()
         self._full = False
 
     async def get(self, cid: Cid, *, timeout: float | None = None) -> bytes:
@@ -115,6 +117,7 @@ class EmbeddedNode:
     async def push(self) -> AsyncIterator[Push]:
         """Open a push. Pin before leaving it: from then on the collector may have what no pin reaches."""
         staging = await self._on_disk(Staging, self.store)
+        self._pushes.add(staging)
         failure: BaseException | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -128,6 +131,7 @@ class EmbeddedNode:
                     failure = error
                 nursery.cancel_scope.cancel()
         finally:
+            self._pushes.discard(staging)
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(staging.close)
         if failure is not None:
@@ -137,9 +141,13 @@ class EmbeddedNode:
         """Keep ``root`` and all below it, fetching what is missing; see ``Node.pin``."""
         staging = await self._on_disk(Staging, self.store)
         try:
-            await self._complete(root, staging)
-            await self._on_disk(self.store.sync)
-            await self._on_disk(self._pins.add, root, name)
+            before = await self._on_disk(self._pins.name, root)
+            reached = await self._complete(root, staging)
+            # What a push brought is on the disk, and so is what an older pin keeps; the rest may have been fetched a moment ago.
+            if reached.fetched or (reached.found and before is None):
+                await self._on_disk(self.store.sync)
+            if before != name:
+                await self._on_disk(self._pins.add, root, name)
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(staging.close)
@@ -195,29 +203,38 @@ class EmbeddedNode:
             f"{format_cid(cid)}: nobody sent it within {seconds:g} s", hint="check the peers, or allow more time with --timeout"
         )
 
-    async def _complete(self, root: Cid, staging: Staging) -> None:
+    async def _complete(self, root: Cid, staging: Staging) -> _Reached:
         """Bring all that ``root`` reaches into the store, and save it from the collector while ``staging`` is open."""
+        reached = _Reached()
         waiting = [root]
         seen = {root}
         while waiting:
             batch, waiting = waiting[-_PIN_BATCH:], waiting[:-_PIN_BATCH]
-            missing, links = await self._on_disk(self._scan, batch, staging)
+            missing, links = await self._on_disk(self._scan, batch, staging, reached)
+            reached.fetched += len(missing)
             links += await self._fetch_all(missing)
             for link in links:
                 if link not in seen:
                     seen.add(link)
                     waiting.append(link)
+        return reached
 
-    def _scan(self, cids: list[Cid], staging: Staging) -> tuple[list[Cid], list[Cid]]:
-        """Which of these are missing, and what the others link to."""
+    def _scan(self, cids: list[Cid], staging: Staging, reached: _Reached) -> tuple[list[Cid], list[Cid]]:
+        """Which of these are missing, and what the others link to. What an open push knows to be here is not looked at again."""
         from ipfs_store.dag.links import links_of
 
+        pushes = tuple(self._pushes)
         staging.keep(cids)
         missing: list[Cid] = []
         links: list[Cid] = []
         for cid in cids:
+            if any(cid in push.complete for push in pushes):
+                reached.found += 1
+                continue
+            stored = any(cid in push.stored for push in pushes)
+            reached.found += not stored
             if codec_of(cid) == RAW:
-                if not self.store.has(cid):
+                if not stored and not self.store.has(cid):
                     missing.append(cid)
             elif (block := self.store.read(cid)) is None:
                 missing.append(cid)
@@ -251,27 +268,44 @@ class EmbeddedNode:
         return links
 
 
+@dataclass(slots=True)
+class _Reached:
+    """What pinning came by."""
+
+    fetched: int = 0
+    found: int = 0
+    """Here, and not by a push that is open."""
+
+
 class EmbeddedPush:
-    """See ``Push``. Blocks wait in a short queue for the writers, which take several at a time to a thread."""
+    """See ``Push``. Blocks wait in a short queue for the writers, which take one batch at a time to a thread."""
 
     def __init__(self, staging: Staging) -> None:
         """A push into ``staging``; ``write`` has to be running."""
         self._staging = staging
-        self._queue, self._waiting = trio.open_memory_channel[Block](_PUSH_QUEUE)
-        self._open = 0  # blocks put and not yet written
+        self._queue, self._waiting = trio.open_memory_channel[Sequence[Block]](_PUSH_QUEUE)
+        self._open = 0  # batches put and not yet written
         self._idle = trio.Event()
         self._failure: IpfsStoreError | None = None
 
     async def put(self, block: Block) -> None:
         """Queue a block; raises StorageFailed if an earlier one could not be written."""
+        await self.put_all([block])
+
+    async def put_all(self, blocks: Sequence[Block]) -> None:
+        """Queue several; raises as ``put`` does."""
         self._check()
         self._open += 1
         try:
-            await self._queue.send(block)
+            await self._queue.send(blocks)
         except BaseException:
             self._settle(1)
             self._check()  # the writers have ended
             raise
+
+    async def holds(self, root: Cid) -> bool:
+        """See ``Push.holds``; blocks count that were flushed, or there before."""
+        return await trio.to_thread.run_sync(self._staging.holds, root)
 
     async def flush(self) -> None:
         """Return when all is on the disk and visible; raises StorageFailed."""
@@ -295,14 +329,9 @@ class EmbeddedPush:
         """Write what is queued, until cancelled."""
         while self._failure is None:  # another writer's failure has closed the queue
             try:
-                blocks = [await self._waiting.receive()]
+                blocks = await self._waiting.receive()
             except trio.ClosedResourceError:
                 return
-            while len(blocks) < _PUSH_QUEUE:
-                try:
-                    blocks.append(self._waiting.receive_nowait())
-                except (trio.WouldBlock, trio.ClosedResourceError):
-                    break
             try:
                 await trio.to_thread.run_sync(self._staging.add, blocks)
             except IpfsStoreError as error:
@@ -310,10 +339,10 @@ class EmbeddedPush:
                 self._waiting.close()
                 self._settle(math.inf)
                 return
-            self._settle(len(blocks))
+            self._settle(1)
 
-    def _settle(self, blocks: float) -> None:
-        self._open = 0 if blocks == math.inf else self._open - int(blocks)
+    def _settle(self, batches: float) -> None:
+        self._open = 0 if batches == math.inf else self._open - int(batches)
         if self._open <= 0:
             self._idle.set()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +31,14 @@ class Push(Protocol):
 
     async def put(self, block: Block) -> None:
         """Queue a block (bounded: waits when the node is slower); one that is there already costs nothing more."""
+        ...
+
+    async def put_all(self, blocks: Sequence[Block]) -> None:
+        """The same for several blocks at once, of a few megabytes together: less work for each."""
+        ...
+
+    async def holds(self, root: Cid) -> bool:
+        """Whether ``root`` and all that it reaches is in the store already, and nobody has to be asked; if so, it is safe as if it had been put."""
         ...
 
     async def flush(self) -> None:

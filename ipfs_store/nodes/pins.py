@@ -44,6 +44,16 @@ class Pins:
         except OSError as error:
             raise storage_failed(error, path, "unpin") from error
 
+    def name(self, root: Cid) -> str | None:
+        """The name of a pin; None where ``root`` is not pinned. Raises StorageFailed."""
+        path = self._path / format_cid(root)
+        try:
+            return path.read_bytes().decode(errors="replace")
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise storage_failed(error, path, "read a pin") from error
+
     def roots(self) -> set[Cid]:
         """The pinned roots."""
         found = set()
@@ -63,13 +73,9 @@ class Pins:
         """The pinned roots with their names."""
         found = {}
         for root in self.roots():
-            path = self._path / format_cid(root)
-            try:
-                found[root] = path.read_bytes().decode(errors="replace")
-            except FileNotFoundError:
-                continue  # unpinned meanwhile
-            except OSError as error:
-                raise storage_failed(error, path, "read a pin") from error
+            name = self.name(root)
+            if name is not None:  # else it was unpinned meanwhile
+                found[root] = name
         return found
 
     def _sync_folder(self) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ipfs_store.cids import Cid, format_cid
+from ipfs_store.cids import RAW, Cid, codec_of, format_cid
 from ipfs_store.cids.cid import identity_block
+from ipfs_store.dag.links import links_of
 from ipfs_store.nodes.blockstore import BlockStore, OwnedFolder, write_file
 from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.locks import locked, storage_failed
@@ -31,6 +32,11 @@ class Staging:
         self._mutex = threading.Lock()
         self._kept: set[Cid] = set()
         self._staged: dict[Cid, int] = {}
+        self._added: list[Cid] = []
+        self.stored: set[Cid] = set()
+        """What was added and is on the disk, since ``commit``."""
+        self.complete: set[Cid] = set()
+        """Roots of which all was found to be here (``holds``)."""
         self.new_blocks = 0
         self.new_bytes = 0
         path = self._folder.path / JOURNAL
@@ -55,13 +61,15 @@ class Staging:
                 raise storage_failed(error, self._folder.path / JOURNAL, "write a journal") from error
             self._kept.update(fresh)
 
-    def add(self, blocks: list[Block]) -> None:
+    def add(self, blocks: Sequence[Block]) -> None:
         """Write what is new; raises StorageFailed."""
         usual = [block for block in blocks if block.cid[2:4] == b"\x12\x20" or identity_block(block.cid) is None]
         self.keep(block.cid for block in usual)
         for block in usual:
             # A file of another length than the block's was torn by a power cut; it is written again.
             if self._store.size(block.cid) == len(block.data):
+                with self._mutex:
+                    self._added.append(block.cid)
                 continue
             with self._mutex:
                 if block.cid in self._staged:
@@ -74,8 +82,29 @@ class Staging:
                     del self._staged[block.cid]
                 raise
 
+    def holds(self, root: Cid) -> bool:
+        """Whether all that ``root`` reaches is in the store; from before it is looked at it is safe from the collector. Raises StorageFailed."""
+        waiting, seen = [root], {root}
+        while waiting:
+            self.keep(waiting)  # before looking: what is there then stays there
+            links: list[Cid] = []
+            for cid in waiting:
+                if codec_of(cid) == RAW:
+                    if not self._store.has(cid):
+                        return False
+                elif (block := self._store.read(cid)) is None:
+                    return False
+                else:
+                    links += links_of(cid, block)
+            waiting = [link for link in dict.fromkeys(links) if link not in seen]
+            seen.update(waiting)
+        self.complete.add(root)
+        return True
+
     def commit(self) -> None:
         """Return when everything added is on the disk and visible; raises StorageFailed."""
+        self.stored.update(self._added)  # an older commit, or a fetch whose bytes were all there
+        self._added = []
         if not self._staged:
             return
         self._store.sync()  # the data first, then the names: what has its name is complete, even after a power cut
@@ -83,8 +112,9 @@ class Staging:
             self._store.adopt(self._path_of(cid), cid)
             self.new_blocks += 1
             self.new_bytes += size
-        self._staged = {}
         self._store.sync()
+        self.stored.update(self._staged)
+        self._staged = {}
 
     def close(self) -> None:
         """Let the collector have what is not pinned; what was not committed is gone."""

@@ -41,6 +41,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setenv("IPFS_STORE_MEMORY", str(tmp_path / "memory"))
     monkeypatch.setenv("IPFS_STORE_NODE", "embedded")
     monkeypatch.setenv("IPFS_STORE_NODE_PATH", str(tmp_path / "node"))
     yield tmp_path

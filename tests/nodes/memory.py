@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from ipfs_store.cids import Cid, format_cid
@@ -15,8 +15,9 @@ from ipfs_store.nodes.interface import Block, GcResult
 class MemoryPush:
     """Puts straight into the dictionary."""
 
-    def __init__(self, store: dict[Cid, bytes]) -> None:
-        self._store = store
+    def __init__(self, node: MemoryNode) -> None:
+        self._node = node
+        self._store = node.store
         self.new_blocks = 0
         self.new_bytes = 0
 
@@ -25,6 +26,13 @@ class MemoryPush:
             self._store[block.cid] = block.data
             self.new_blocks += 1
             self.new_bytes += len(block.data)
+
+    async def put_all(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            await self.put(block)
+
+    async def holds(self, root: Cid) -> bool:
+        return self._node.holds(root)
 
     async def flush(self) -> None:
         pass
@@ -58,7 +66,7 @@ class MemoryNode:
 
     @asynccontextmanager
     async def push(self) -> AsyncIterator[MemoryPush]:
-        yield MemoryPush(self.store)
+        yield MemoryPush(self)
 
     async def pin(self, root: Cid, *, name: str = "") -> None:
         self.reach(root)
@@ -75,6 +83,13 @@ class MemoryNode:
         kept = set[Cid]().union(*(self.reach(root) for root in self._pins))
         gone = [cid for cid in self.store if cid not in kept]
         return GcResult(len(gone), sum(len(self.store.pop(cid)) for cid in gone))
+
+    def holds(self, root: Cid) -> bool:
+        try:
+            self.reach(root)
+        except BlockNotFound:
+            return False
+        return True
 
     def reach(self, root: Cid) -> set[Cid]:
         """Everything that ``root`` links to."""

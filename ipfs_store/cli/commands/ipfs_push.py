@@ -75,6 +75,7 @@ def command(
     from ipfs_store.dag.chunker import Chunker
     from ipfs_store.images.conversion import layer_converter, lazy_form
     from ipfs_store.images.conversion.layers import LAZY
+    from ipfs_store.images.memory import LayerMemory, default_folder
     from ipfs_store.images.push import PushOptions, push_image
     from ipfs_store.images.sources import SourceOptions, open_image
     from ipfs_store.oci import Reference
@@ -89,11 +90,14 @@ def command(
         # Any lazily readable layer is right for us as it is, unless a format was asked for.
         reuse = (LAZY if estargz else None) if request.reuses else ()
         convert = layer_converter(written, reuse=reuse, folder=opening.folder, progress=progress) if written is not None else None
+        rule = Chunker.parse(chunker)
+        recipe = repr((written, sorted(reuse or ()), str(rule), preserve_digests))
         options = PushOptions(
             platforms=wanted,
             convert=convert,
             inspect=lazy_form,
-            chunker=Chunker.parse(chunker),
+            chunker=rule,
+            memory=LayerMemory(default_folder(), recipe),
             name=full_name,
             preserve_digests=preserve_digests,
             referrers=referrers,

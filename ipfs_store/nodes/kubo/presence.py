@@ -77,6 +77,17 @@ async def is_local(rpc: Rpc, cid: Cid) -> bool:
     return True
 
 
+async def is_pinned(rpc: Rpc, root: Cid) -> bool:
+    """Whether ``root`` is pinned with all below it; raises NodeUnavailable."""
+    try:
+        await rpc.call("pin/ls", [("arg", format_cid(root)), ("type", "recursive"), ("quiet", "true")])
+    except RpcError as error:
+        if "not pinned" in error.message:
+            return False
+        raise
+    return True
+
+
 async def local_blocks(rpc: Rpc) -> AsyncGenerator[Cid, None]:
     """Every block of the repository. Kubo keeps them by multihash and calls them all raw; raises NodeUnavailable."""
     async with rpc.stream("refs/local") as response:

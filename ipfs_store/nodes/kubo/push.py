@@ -7,14 +7,15 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ipfs_store.cids import DAG_CBOR, Cid, cid_of, format_cid
+from ipfs_store.cids import DAG_CBOR, RAW, Cid, cid_of, codec_of, format_cid, verify_block
 from ipfs_store.cids.cid import identity_block
 from ipfs_store.dag import dagcbor
+from ipfs_store.dag.links import links_of
 from ipfs_store.errors import IpfsStoreError
 from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.kubo.imports import Import
-from ipfs_store.nodes.kubo.presence import Presence
-from ipfs_store.nodes.kubo.rpc import Rpc
+from ipfs_store.nodes.kubo.presence import Presence, is_missing, is_pinned
+from ipfs_store.nodes.kubo.rpc import Rpc, RpcError
 
 _QUEUE = 16  # blocks waiting to be looked up and sent: 2 MiB at 128 KiB a block, 32 MiB at most
 _LINKS = 8000  # of one keeper block: 41 bytes each, so it stays under 1 MiB, which every IPFS node takes
@@ -79,6 +80,18 @@ class KuboPush:
             self._check()
             raise
 
+    async def put_all(self, blocks: Sequence[Block]) -> None:
+        """Queue several; raises as ``put`` does."""
+        for block in blocks:
+            await self.put(block)
+
+    async def holds(self, root: Cid) -> bool:
+        """See ``Push.holds``: what is pinned is taken to be there, for Kubo deletes nothing of it; else the DAG is walked."""
+        if await is_pinned(self._rpc, root) or await self._walk(root):
+            self._kept.append(root)
+            return True
+        return False
+
     async def flush(self) -> None:
         """Return when Kubo has stored everything put so far."""
         while self._open and self._failure is None:
@@ -141,6 +154,26 @@ class KuboPush:
         async with self._requests:
             if self._guard is not None:
                 await self._guard.finish()
+
+    async def _walk(self, root: Cid) -> bool:
+        waiting, seen = [root], {root}
+        while waiting:
+            if len(await self._presence.of(waiting)) < len(waiting):
+                return False
+            links: list[Cid] = []
+            for cid in waiting:
+                if codec_of(cid) != RAW:
+                    try:
+                        block = await self._rpc.call("block/get", [("arg", format_cid(cid)), ("offline", "true")])
+                    except RpcError as error:
+                        if is_missing(error):
+                            return False
+                        raise
+                    verify_block(cid, block)
+                    links += links_of(cid, block)
+            waiting = [link for link in dict.fromkeys(links) if link not in seen]
+            seen.update(waiting)
+        return True
 
     async def _hand_over(self, blocks: list[Block]) -> None:
         present = await self._presence.of([block.cid for block in blocks])

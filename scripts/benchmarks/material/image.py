@@ -1,0 +1,52 @@
+"""An image of one layer that lies in a file, as a source of a push."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ipfs_store.formats.options import WriteOptions, Written
+from ipfs_store.formats.writer import write_layer
+from ipfs_store.oci import Descriptor, Digest
+from ipfs_store.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
+
+
+@dataclass(frozen=True)
+class OneLayer:
+    """See ``ipfs_store.images.model.Image``."""
+
+    name: str
+    path: Path
+    root: Descriptor
+    documents: dict[Digest, bytes] = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, path: Path, written: Written) -> OneLayer:
+        """The image of the layer that was written to ``path``."""
+        layer = Descriptor(OCI_LAYER_GZIP, Digest.parse(written.digest), written.size, (), dict(written.annotations))
+        config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [written.diff_id]}}).encode()
+        described = Descriptor(OCI_CONFIG, Digest.of(config), len(config))
+        manifest = json.dumps(
+            {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": described.to_json(), "layers": [layer.to_json()]}
+        ).encode()
+        root = Descriptor(OCI_MANIFEST, Digest.of(manifest), len(manifest))
+        return cls(name, path, root, {described.digest: config, root.digest: manifest})
+
+    async def fetch(self, descriptor: Descriptor) -> bytes:
+        return self.documents[descriptor.digest]
+
+    @asynccontextmanager
+    async def open_blob(self, descriptor: Descriptor) -> AsyncIterator[Path]:
+        yield self.path
+
+    async def aclose(self) -> None:
+        pass
+
+
+def converted(tar: Path, folder: Path) -> OneLayer:
+    """The layer ``tar`` as eStargz in ``folder``, in an image."""
+    path = folder / f"{tar.stem}.esgz"
+    return OneLayer.of(f"docker.io/bench/{tar.stem}:1", path, write_layer(tar, path, WriteOptions()))
