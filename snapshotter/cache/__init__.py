@@ -3,5 +3,6 @@
 from snapshotter.cache.chunks import ChunkCache
 from snapshotter.cache.contents import ContentStore
 from snapshotter.cache.recent import RecentChunks
+from snapshotter.cache.room import Candidate, Room
 
-__all__ = ["ChunkCache", "ContentStore", "RecentChunks"]
+__all__ = ["Candidate", "ChunkCache", "ContentStore", "RecentChunks", "Room"]

@@ -56,7 +56,7 @@ class ContentStore:
             boot, synced = self._marker()
         except OSError as error:
             raise StorageFailed(f"the cache in {folder} cannot be used: {error}") from error
-        self._sound = boot == _boot_id()
+        self.sound = boot == _boot_id()
         """Whether nothing can have been lost since the marker was written."""
         self._synced = synced
         self._epoch = synced + 1
@@ -126,7 +126,8 @@ class ContentStore:
         """Give the open file, which is complete, the content's name: this very file, whatever has its old name by now."""
         self._stamp(file)
         with contextlib.suppress(FileExistsError):
-            os.link(f"/proc/self/fd/{file}", self.path(content), follow_symlinks=True)
+            # Python follows /proc's link only if it is given a folder, which an absolute path makes no use of.
+            os.link(f"/proc/self/fd/{file}", self.path(content), src_dir_fd=file, follow_symlinks=True)
 
     def drop(self, content: bytes) -> None:
         """Take a content out: no new mount finds it, and it is fetched again. Whoever has it open keeps it."""
@@ -150,7 +151,7 @@ class ContentStore:
     def sync(self) -> None:
         """Have all that was written so far on the disk, and say so in the marker; nothing to do if nothing was written. Raises StorageFailed."""
         with self._lock:
-            if not self._written and self._sound:
+            if not self._written and self.sound:
                 return
             epoch, self._epoch, self._written = self._epoch, self._epoch + 1, False
         try:
@@ -158,12 +159,12 @@ class ContentStore:
             self._mark(epoch)
         except OSError as error:
             raise StorageFailed(f"the cache in {self.folder} cannot be synced: {error.strerror}") from error
-        self._synced, self._sound = epoch, True
+        self._synced, self.sound = epoch, True
 
     def unproven(self, check: Callable[[bytes, Path], bool]) -> tuple[int, int]:
         """After a boot: hand each content that may not have reached the disk to ``check``, which says whether it is whole, and drop those
         that are not; (checked, dropped). To be called before anything is mounted. Raises StorageFailed."""
-        if self._sound:
+        if self.sound:
             return 0, 0
         checked = dropped = 0
         for epoch, _, path in self.files():

@@ -1,8 +1,8 @@
 """Large files of which some chunks are here: sparse files by content id.
 
 Which chunks were written by this process is known in memory; what is there from before is found by whoever reads it, hashes it, and says so
-(`read`). So nothing has to be written in order, and nothing is believed after a restart. What is known belongs to an inode: a file may be
-evicted at any moment, and be begun anew while somebody still writes into the old one.
+(`read`). So nothing has to be written in order, and nothing is believed after a restart. A file may be evicted at any moment, and be begun
+anew while somebody still writes into the old one: what is known is forgotten where a file is made, and who has another one open adds nothing.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ class PartialFiles:
         self._room = room
         self._finish = finish
         self._lock = threading.Lock()
-        self._have: dict[bytes, tuple[int, set[int]]] = {}
-        """Of each content: the inode, and the chunks that it has."""
+        self._have: dict[bytes, set[int]] = {}
+        """Of each content: the chunks that are there."""
 
     def write(self, content: bytes, total: int, chunks: int, number: int, offset: int, data: bytes | memoryview) -> None:
         """Keep a verified chunk. Raises OSError, StorageFailed."""
         self._room.take(len(data))
         try:
-            file = os.open(self._path(content), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o444)
+            file = self._open(content, total)
             try:
-                if os.fstat(file).st_size != total:
-                    os.ftruncate(file, total)
                 at, rest = offset, memoryview(data)
                 while rest:
                     written = os.pwrite(file, rest, at)
@@ -70,13 +68,15 @@ class PartialFiles:
             os.close(file)
 
     def _found(self, content: bytes, chunks: int, number: int, file: int) -> None:
-        """A chunk is in that file and right. Called with the file open: until it is closed, no other gets its inode's number."""
-        inode = os.fstat(file).st_ino
+        """A chunk is in that file and right. Until the file is closed, no other gets its inode's number."""
         with self._lock:
-            known, have = self._have.get(content, (0, set[int]()))
-            if known != inode:
-                have = set()
-                self._have[content] = inode, have
+            try:
+                same = os.path.samestat(os.stat(self._path(content)), os.fstat(file))  # noqa: PTH116
+            except FileNotFoundError:
+                same = False
+            if not same:
+                return
+            have = self._have.setdefault(content, set())
             before = len(have)
             have.add(number)
             complete = before < chunks == len(have)
@@ -86,6 +86,21 @@ class PartialFiles:
             self._finish(content, file)
             Path(self._path(content)).unlink(missing_ok=True)
 
+    def _open(self, content: bytes, total: int) -> int:
+        path = self._path(content)
+        try:
+            return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            pass
+        with self._lock:
+            try:
+                file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+            except FileExistsError:
+                return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._have[content] = set()
+        os.ftruncate(file, total)
+        return file
+
     def _path(self, content: bytes) -> str:
         return f"{self._folder}/{content.hex()}"
 
@@ -93,6 +108,12 @@ class PartialFiles:
         """(bytes on disk, path) of every file."""
         with os.scandir(self._folder) as entries:
             return [(entry.stat().st_blocks * _BLOCK, entry.path) for entry in entries]
+
+    def idle_files(self) -> list[tuple[int, str]]:
+        """The same of those that this process has put nothing into: they are from before, and the first to go."""
+        with self._lock:
+            busy = {self._path(content) for content in self._have}
+        return [(size, path) for size, path in self.files() if path not in busy]
 
     def bytes_on_disk(self) -> int:
         """All of them together."""

@@ -43,9 +43,15 @@ class DataPlaneConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[cache]``: verified chunks on disk."""
+    """``[cache]``: verified files and chunks on disk."""
 
     max_bytes: int | str = "10GiB"
+    reserve: int | str = "1GiB"
+    """Of the file system, stays free."""
+    scope: Literal["machine", "namespace"] = "machine"
+    """Who shares files: an image that names another's contents by their digests gets them from the cache without ever having had them."""
+    verify: bool = False
+    """Hash every file once when the data plane starts, in the background, and replace those that were damaged."""
 
 
 class ContainerdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +78,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """``cache.max_bytes`` as a number."""
         return parse_size(self.cache.max_bytes)
 
+    @property
+    def cache_reserve_bytes(self) -> int:
+        """``cache.reserve`` as a number."""
+        return parse_size(self.cache.reserve)
+
 
 DEFAULT_TOML = """\
 # Configuration of ipfs-snapshotter; these are the defaults.
@@ -93,7 +104,10 @@ abandon = 60                        # seconds without a data plane that can be s
 read_ahead_kib = 1024
 
 [cache]
-max_bytes = "10GiB"                 # verified chunks on disk; the least recently used go first
+max_bytes = "10GiB"                 # verified files and chunks on disk; what no mounted image has goes first, then what came first
+reserve = "1GiB"                    # of the file system, stays free
+scope = "machine"                   # who shares files; namespace: each of containerd's has its own
+verify = false                      # hash every file once when the data plane starts, in the background
 
 [containerd]
 address = "/run/containerd/containerd.sock"   # for the diff API
@@ -117,6 +131,7 @@ def load_config(path: Path | None) -> Config:
     except msgspec.ValidationError as error:
         raise InvalidInput(f"{where}: {error}") from error
     parse_size(config.cache.max_bytes)
+    parse_size(config.cache.reserve)
     for name in ("root", "socket"):
         if not getattr(config, name).startswith("/"):
             raise InvalidInput(f"{where}: {name} has to be an absolute path, not {getattr(config, name)!r}")

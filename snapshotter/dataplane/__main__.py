@@ -26,6 +26,7 @@ OpenSource = Callable[[], AbstractAsyncContextManager[LayerSource]]
 READ_AHEAD_KIB = 1024
 GIVE_UP = 60.0
 CACHE_MAX_BYTES = 10 << 30
+CACHE_RESERVE = 1 << 30
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--control", type=Path, required=True, metavar="SOCKET", help="unix socket by which layers come and go")
     arguments.add_argument("--cache", type=Path, required=True, metavar="DIR", help="verified chunks are kept here")
     arguments.add_argument("--cache-max-bytes", type=int, default=CACHE_MAX_BYTES, metavar="N", help="(default %(default)s)")
+    arguments.add_argument(
+        "--cache-reserve", type=int, default=CACHE_RESERVE, metavar="N", help="bytes that stay free (default %(default)s)"
+    )
+    arguments.add_argument(
+        "--cache-scope", default="machine", choices=["machine", "namespace"], help="who shares files (default %(default)s)"
+    )
+    arguments.add_argument("--verify-cache", action="store_true", help="hash every cached file once, in the background")
     arguments.add_argument("--node", default="auto", help="auto, embedded or kubo[:ADDRESS] (default %(default)s)")
     arguments.add_argument("--node-path", type=Path, metavar="DIR", help="the block store of the embedded node")
     arguments.add_argument("--peer", action="append", default=[], metavar="URL", help="a peer to get blocks from; may be repeated")
@@ -73,6 +81,9 @@ def run(options: argparse.Namespace, source: OpenSource) -> int:
         control=options.control.absolute(),
         cache=options.cache.absolute(),
         cache_max_bytes=options.cache_max_bytes,
+        cache_reserve=options.cache_reserve,
+        cache_scope=options.cache_scope,
+        verify_cache=options.verify_cache,
         give_up=options.give_up,
         read_ahead_kib=options.read_ahead_kib,
         command=tuple(word for word in sys.orig_argv if not word.startswith(("--holder-fd=", "--fuse-fd="))),

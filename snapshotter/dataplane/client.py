@@ -98,6 +98,9 @@ class Launch:
     node_timeout: float | None = None
     give_up: float | None = None
     cache_max_bytes: int | None = None
+    cache_reserve: int | None = None
+    cache_scope: str | None = None
+    verify_cache: bool = False
     read_ahead_kib: int | None = None
     abandon: float | None = None
     """Without a data plane that can be started for so long, the holder ends the connection."""
@@ -138,10 +141,13 @@ class Launch:
             "node-timeout": self.node_timeout,
             "give-up": self.give_up,
             "cache-max-bytes": self.cache_max_bytes,
+            "cache-reserve": self.cache_reserve,
+            "cache-scope": self.cache_scope,
             "read-ahead-kib": self.read_ahead_kib,
             "code": self.code or None,
         }
         line += [f"--{name}={value}" for name, value in options.items() if value is not None]
+        line += ["--verify-cache"] if self.verify_cache else []
         return [*line, f"--log-level={self.log_level}"]
 
 

@@ -34,6 +34,9 @@ NAME = b"content"
 """Of the folder below the mount's root."""
 FOREVER = 1e9
 """Seconds; a content does not change."""
+_AGAIN = 2.0
+"""Seconds after which a lookup is not the same opening any more."""
+_REMEMBERED = 1000
 _BLOCK = 4096
 _CONTENT = 1 << 63
 ROOT = InodeT(_CONTENT)
@@ -58,6 +61,7 @@ class ContentTree:
         self._store = store
         self._threads = threads
         self._waiters = waiters
+        self._told: dict[tuple[int, ContentId], tuple[float, int]] = {}
 
     async def lookup(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """A folder; or a file, or ESTALE when it is in the store above."""
@@ -74,14 +78,15 @@ class ContentTree:
             raise FUSEError(errno.ENOENT)  # not to be remembered: a layer that has it may be mounted in a moment
         layer, index = sources[0]
         size = layer.index.size[index]
-        if size > SMALL or changes_metadata(ctx.pid):
+        if size > SMALL or changes_metadata(ctx.pid) or self._comes_again(ctx.pid, content):
             return _file(content, size)
         with self._waiters.wait(ctx.pid) as scope:
             try:
                 if not await trio.to_thread.run_sync(self._store.has, content, limiter=self._threads):
                     await self._promote(content, sources)
+                self._store.room.keep_young(self._store.path(content))
             except StorageFailed as error:
-                _log.warning("%s; %s is served from here", error.message, layer.index.path(index))
+                self._store.room.say_once(error.message)
                 return _file(content, size)
         if scope.cancelled_caught:
             raise FUSEError(errno.EINTR)
@@ -126,6 +131,19 @@ class ContentTree:
                 layer.counters.read += len(data)
                 return data
         raise FUSEError(errno.EIO) from failure
+
+    def _comes_again(self, thread: int, content: ContentId) -> bool:
+        """Whether the thread was told twice that the content is in the store, and has not found it there.
+
+        The kernel asks twice for one opening: it tries again in here, then from the top. ESTALE a third time would be the program's.
+        """
+        now = trio.current_time()
+        until, times = self._told.get((thread, content), (0.0, 0))
+        times = times + 1 if until > now else 1
+        if len(self._told) > _REMEMBERED:
+            self._told = {key: told for key, told in self._told.items() if told[0] > now}
+        self._told[thread, content] = now + _AGAIN, times
+        return times > 2
 
     def _sources(self, content: ContentId) -> Iterator[tuple[NativeLayer, int]]:
         """Every layer that has the content, and under which number."""

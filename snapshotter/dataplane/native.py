@@ -19,6 +19,7 @@ from snapshotter.dataplane.contents import ContentTree
 from snapshotter.dataplane.control import Mount
 from snapshotter.dataplane.keeping import ContentKeeper
 from snapshotter.dataplane.layers import Blob, Counters, NativeLayer
+from snapshotter.dataplane.upkeep import Upkeep
 from snapshotter.metadata import ContentIndex
 from snapshotter.metadata.contentid import Scope, make_scope
 from snapshotter.metadata.kept import Job, KeptMetadata
@@ -36,7 +37,8 @@ class Source(Protocol):
 
 
 class NativeLayers:
-    """Those that are mounted, by number. ``cache``: the folder of all that is kept; ``per_namespace``: contents are not shared among them."""
+    """Those that are mounted, by number. ``cache``: the folder of all that is kept; ``per_namespace``: contents are not
+    shared among them; ``verify``: every content is hashed once, in the background."""
 
     def __init__(
         self,
@@ -47,32 +49,45 @@ class NativeLayers:
         generation: Callable[[], int],
         *,
         per_namespace: bool = False,
+        verify: bool = False,
     ) -> None:
         self._store = store
         self._source = source
         self._contents = contents
         self._generation = generation
         self._per_namespace = per_namespace
+        self._verify = verify
         self._salt = _salt(cache / "salt")
         self._kept = KeptMetadata(cache / "metadata")
+        self._upkeep = Upkeep(store, self._kept, lambda: [layer.index for layer in self])
         self._workers = Workers()
         self._building: dict[str, trio.Lock] = {}
 
     def __iter__(self) -> Iterator[NativeLayer]:
-        return iter(self._contents.layers.values())
+        return iter(list(self._contents.layers.values()))
 
     def __contains__(self, number: int) -> bool:
         return any(number in layer.numbers for layer in self)
 
+    async def prepare(self) -> None:
+        """Before anything is mounted: see `Upkeep.prepare`."""
+        await trio.to_thread.run_sync(self._upkeep.prepare)
+
     async def run(self) -> None:
-        """Run for ever: keep a builder warm, and end all of them at the end."""
-        self._kept.clear()
+        """Run for ever: keep a builder warm, and the store in order."""
         try:
-            await self._workers.warm()
-            await trio.sleep_forever()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._upkeep.run)
+                if self._verify:
+                    nursery.start_soon(self._verify_all)
+                await self._workers.warm()
         finally:
             with trio.CancelScope(shield=True):
                 await self._workers.aclose()
+
+    async def _verify_all(self) -> None:
+        seen, dropped = await trio.to_thread.run_sync(self._upkeep.verify)
+        _log.info("%d files of the cache were hashed, %d dropped", seen, dropped)
 
     async def mount(self, request: Mount) -> Path:
         """The metadata image, ready; from then on the layer's contents are served. At once, without the network, if its metadata are kept.

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import pyfuse3
 import trio
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
 from ipfs_store.formats.footer import TocLocation
-from snapshotter.cache import ChunkCache, ContentStore, RecentChunks
+from snapshotter.cache import ChunkCache, ContentStore, RecentChunks, Room
 from snapshotter.dataplane import control, fusemount
 from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ContentTree
@@ -88,6 +88,11 @@ class Settings:
     cache_max_bytes: int
     give_up: float
     read_ahead_kib: int
+    cache_reserve: int = 0
+    """Bytes of the cache's file system that stay free."""
+    cache_scope: Literal["machine", "namespace"] = "machine"
+    verify_cache: bool = False
+    """Hash every content once, in the background."""
     command: tuple[str, ...] = ()
     """What the process was started with."""
 
@@ -112,9 +117,13 @@ class DataPlaneServer:
         self._cache = ChunkCache(settings.cache, max_bytes=settings.cache_max_bytes)
         reader = ChunkReader(recent=RecentChunks(), scheduler=self._scheduler, threads=self._threads)
         waiters = Waiters()
-        self._store = ContentStore(settings.cache / "contents")
+        room = Room(settings.cache, max_bytes=settings.cache_max_bytes, reserve=settings.cache_reserve)
+        self._store = ContentStore(settings.cache / "contents", room)
         contents = ContentTree(reader, self._store, self._threads, waiters)
-        self._native = NativeLayers(settings.cache, self._store, source, contents, self._generation.__next__)
+        self._native = NativeLayers(
+            settings.cache, self._store, source, contents, self._generation.__next__,
+            per_namespace=settings.cache_scope == "namespace", verify=settings.verify_cache,
+        )  # fmt: skip
         self._waiters = waiters
         self._operations = LayerOperations(reader, contents, waiters, give_up=settings.give_up)
         self._session = Session(self._operations)
@@ -132,6 +141,7 @@ class DataPlaneServer:
         handshake = Handshake.decode((await self._holder.expect("init")).handshake)
         reply = await self._session.greet(handshake)
         async with self._scheduler.running(), trio.open_nursery() as nursery:
+            await self._native.prepare()
             await self._reopen(nursery)
             await self._holder.say(Message("prepared", reply=reply.hex()))
             go = await self._holder.expect("go")
@@ -338,7 +348,7 @@ class DataPlaneServer:
             instance=self._instance,
             mountpoint=str(self._settings.mountpoint),
             command=list(self._settings.command),
-            cache_bytes=self._cache.used,
+            cache_bytes=self._cache.used + self._store.room.used + self._store.room.held,
             rss_bytes=_rss(),
             layers=[_layer_status(number, layer, waiting.get(layer.generation, [])) for number, layer in self._layers()],
         )

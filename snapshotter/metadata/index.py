@@ -20,6 +20,8 @@ from ipfs_store.errors import StorageFailed
 from ipfs_store.formats.names import Kind
 from snapshotter.metadata.contentid import HOLE, ContentId
 
+__all__ = ["HOLE", "NO_DIGEST", "ContentIndex", "Contents", "encode_index"]
+
 NO_DIGEST = bytes(32)
 """In place of a chunk's digest where the format has none (legacy stargz)."""
 _MAGIC = b"contents"

@@ -63,10 +63,36 @@ class KeptMetadata:
             raise StorageFailed(f"{folder / INDEX} cannot be read: {error.strerror}") from error
         return folder / IMAGE, index
 
+    def indexes(self) -> list[ContentIndex]:
+        """Every index that is here, mapped; those that cannot be read are left out."""
+        found = []
+        for path in self.folder.glob(f"[!t]*/{INDEX}"):
+            with contextlib.suppress(OSError, StorageFailed):
+                found.append(ContentIndex.open(path))
+        return found
+
+    def drop_unsound(self) -> int:
+        """Hash all, and delete what is not as it was written; how many. They were not synced: a power failure may have cut them short."""
+        dropped = 0
+        for folder in self.folder.glob("[!t]*"):
+            if not _is_sound(folder):
+                shutil.rmtree(folder)
+                dropped += 1
+        return dropped
+
     def clear(self) -> None:
         """Delete what builders that were killed left half-done. For the start, when nobody builds."""
         for path in self.folder.glob(f"{_TMP}*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        index = ContentIndex.open(folder / INDEX)
+        with (folder / IMAGE).open("rb") as file:
+            return index.is_sound() and hashlib.file_digest(file, "sha256").digest() == index.image_digest
+    except (OSError, StorageFailed):
+        return False
 
 
 def build(job: Job) -> None:

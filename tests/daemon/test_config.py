@@ -21,7 +21,7 @@ def test_what_is_printed_to_begin_with_is_the_defaults(tmp_path: Path) -> None:
     [
         ("roto = '/x'", "unknown key 'roto'", "did you mean 'root'?"),
         ("[node]\npears = []", "unknown key 'node.pears'", "did you mean 'peers'?"),
-        ("[cache]\nxyz = 1", "unknown key 'cache.xyz'", "known: max_bytes"),
+        ("[cache]\nxyz = 1", "unknown key 'cache.xyz'", "known: max_bytes, reserve, scope, verify"),
         ("root = 5", "root", None),
         ("root = 'relative'", "absolute", None),
         ("log_level = 'loud'", "log_level", None),
