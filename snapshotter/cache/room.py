@@ -32,6 +32,8 @@ _QUIET = 60.0
 """Seconds without trouble after which it is worth a line in the log again."""
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ
 _AT_FDCWD = -100
+_FULL = "the cache is full of what is in use, or its disk is"
+_MORE = "allow it more: cache.max_bytes, cache.reserve"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Room:
     def take(self, size: int) -> None:
         """Have room for a file of ``size`` bytes; raises StorageFailed if there is none, whatever is evicted."""
         size = on_disk(size)
+        if self._refuse_until and time.monotonic() < self._refuse_until:
+            raise StorageFailed(_FULL, hint=_MORE)
         with self._lock:
             self._used += size
             self._since_look += size
@@ -138,8 +142,6 @@ class Room:
         return self.reserve - status.f_bavail * status.f_frsize
 
     def _make_room(self) -> None:
-        if time.monotonic() < self._refuse_until:
-            raise StorageFailed("the cache is full of what is in use", hint="allow it more: cache.max_bytes")
         if not self._evicting.acquire(blocking=False):
             return  # somebody does; what a few threads put meanwhile is not much
         try:
@@ -153,9 +155,8 @@ class Room:
             _log.info("the cache had %d bytes to free, and freed %d", need, freed)
             if freed < max(over, lacking):
                 self._refuse_until = time.monotonic() + _GIVE_UP
-                raise StorageFailed(
-                    f"the cache is full: {self._used} bytes, {self._held.bytes} held by containers", hint="allow it more: cache.max_bytes"
-                )
+                self._since_look = _LOOK_AT_DISK
+                raise StorageFailed(f"{_FULL}: {self._used} bytes, and {self._held.bytes} held by containers", hint=_MORE)
         finally:
             self._evicting.release()
 

@@ -119,6 +119,8 @@ class Readable:
     keeper: Keeper
     content: int
     """Bytes of all its regular files."""
+    scope: bytes = b""
+    """Chunks in memory are shared by layers of one scope."""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)

@@ -105,7 +105,7 @@ class NativeLayers:
             layer = self._contents.layers.get(folder.name)
             if layer is None:
                 index = await self._find_or_build(request, name, scope, counters)
-                layer = self._contents.layers[folder.name] = self._layer(request, folder.name, index, counters)
+                layer = self._contents.layers[folder.name] = self._layer(request, folder.name, scope, index, counters)
             layer.numbers.add(request.layer)
         return folder / "metadata.erofs"
 
@@ -129,7 +129,7 @@ class NativeLayers:
                 raise StorageFailed(f"the metadata of {request.cid} were built in {self._kept.folder}, and are gone")
         return kept[1]
 
-    def _layer(self, request: Mount, key: str, index: ContentIndex, counters: Counters) -> NativeLayer:
+    def _layer(self, request: Mount, key: str, scope: Scope, index: ContentIndex, counters: Counters) -> NativeLayer:
         _log.info("layer %d: %s (ipfs://%s), %d entries, native", request.layer, request.digest, request.cid, index.nodes)
         return NativeLayer(
             generation=self._generation(),
@@ -142,6 +142,7 @@ class NativeLayers:
             counters=counters,
             keeper=ContentKeeper(self._store, index),
             content=index.content,
+            scope=scope,
             index=index,
             key=key,
         )

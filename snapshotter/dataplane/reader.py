@@ -212,10 +212,10 @@ class ChunkReader:
             if len(chunk) == size and table.digest(index) in (NO_DIGEST, hashlib.sha256(chunk).digest()):
                 good[index] = chunk
 
-    def _key(self, layer: Readable, index: int) -> tuple[bytes | int, int]:
+    def _key(self, layer: Readable, index: int) -> tuple[bytes, bytes | int, int]:
         """In memory, equal chunks are one (with the size: a TOC may promise another one, and must not get this)."""
         digest = layer.table.digest(index)
-        return (layer.generation, index) if digest == NO_DIGEST else (digest, layer.table.chunk_size[index])
+        return (b"", layer.generation, index) if digest == NO_DIGEST else (layer.scope, digest, layer.table.chunk_size[index])
 
 
 def _digest(layer: Readable, index: int) -> str:

@@ -106,12 +106,17 @@ class Native:
     def status(self, name: str) -> LayerStatus:
         return next(layer for layer in self.dataplane.status().layers if layer.layer == self.numbers[name])
 
+    def unmount_all(self) -> None:
+        """Every image and overlay."""
+        self.stack.pop_all().close()
+
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
 
-@pytest.fixture
-def native() -> Iterator[Native]:
+@contextlib.contextmanager
+def a_plane(**options: object) -> Iterator[Native]:
+    """A data plane with these options of `Launch`."""
     require_fuse()
     folder = Path(tempfile.mkdtemp(prefix="native-", dir="/var/tmp"))
     os.mkfifo(folder / "hold")
@@ -122,6 +127,7 @@ def native() -> Iterator[Native]:
         give_up=GIVE_UP,
         log=folder / "log",
         program=(sys.executable, "-m", "tests.dataplane.served", str(folder)),
+        **options,  # type: ignore[arg-type]
     )
     dataplane = DataPlane(launch)
     try:
@@ -131,6 +137,12 @@ def native() -> Iterator[Native]:
     finally:
         dataplane.stop()
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def native() -> Iterator[Native]:
+    with a_plane() as plane:
+        yield plane
 
 
 def noise(seed: str, size: int) -> bytes:

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.native.conftest import Native, noise, tar_of
+from ipfs_store.formats.footer import locate_toc
+from ipfs_store.formats.names import stargz_footer
+from tests.native.conftest import Native, a_plane, noise, tar_of
+from tests.native.hostile import Items, rewrite
 from tests.trees import differences, look
 from tests.vectors import make_input
 
@@ -91,3 +94,88 @@ def test_a_layer_whose_metadata_are_kept_is_mounted_without_its_source(native: N
     before = native.reads()
     native.image("one", digest)
     assert native.reads() == before
+
+
+def test_a_namespace_with_a_cache_of_its_own_gets_nothing_by_name(tmp_path: Path) -> None:
+    with a_plane(cache_scope="namespace") as native:
+        data = noise("same", 30_000)
+        files = tar_of(tmp_path / "tar", {"file": data})
+        one = native.overlay(native.image("one", native.write("one", files), namespace="a"))
+        assert (one / "file").read_bytes() == data
+        digest = native.write("two", files)
+        again = native.overlay(native.image("two", digest, namespace="a"))
+        other = native.overlay(native.image("three", native.write("three", files), namespace="b"))
+        before = native.reads()
+        assert (again / "file").read_bytes() == data
+        assert native.reads() == before
+        native.faults("missing")
+        with pytest.raises(OSError, match="Input/output error"):
+            (other / "file").read_bytes()
+
+
+def test_the_next_source_is_tried_where_one_lies(native: Native) -> None:
+    data = noise("same", 30_000)
+    one = native.root("one", {"a": data})
+    native.root("two", {"b": data, "c": b"other"})
+    blob = native.folder / "one.blob"
+    blob.write_bytes(bytes(byte ^ 1 for byte in blob.read_bytes()))
+    assert (one / "a").read_bytes() == data
+    assert "layer sha256:" in native.log()
+
+
+def test_a_file_without_digests_is_read_and_shared_with_nobody(native: Native) -> None:
+    def edit(items: Items) -> None:
+        for item in items:
+            item.pop("digest", None)
+            item.pop("chunkDigest", None)
+
+    roots = []
+    for name in ("one", "two"):
+        native.write(name, tar_of(native.folder / f"{name}.tar", {"small": noise("s", 500), "large": noise("l", 3 << 20)}))
+        blob = native.folder / f"{name}.blob"
+        rewrite(blob, edit)
+        data = blob.read_bytes()
+        offset = len(data) - 51
+        toc = locate_toc(data[-100:], len(data), {}).offset
+        blob.write_bytes(data[:offset] + stargz_footer(toc))
+        roots.append(native.overlay(native.image(name)))
+    for root in roots:
+        assert (root / "small").read_bytes() == noise("s", 500)
+        assert (root / "large").read_bytes() == noise("l", 3 << 20)
+    assert len(native.stored()) >= 2
+
+
+def test_a_full_cache_ends_no_read(tmp_path: Path) -> None:
+    with a_plane(cache_reserve=1 << 60) as native:
+        files = {f"f{number}": noise(str(number), 9000) for number in range(30)} | {"large": noise("large", 3 << 20)}
+        root = native.root("one", files)
+        for path, data in files.items():
+            assert (root / path).read_bytes() == data
+        assert not native.stored()
+        assert native.log().count("the cache is full") == 1
+
+
+def test_what_is_evicted_under_a_reader_is_read_all_the_same(tmp_path: Path) -> None:
+    with a_plane(cache_max_bytes=1 << 20) as native:
+        files = {f"f{number}": noise(str(number), 100_000) for number in range(60)}
+        roots = [native.root(name, files) for name in ("one", "two")]
+        for root in roots * 2:
+            for path, data in files.items():
+                assert (root / path).read_bytes() == data
+
+
+def test_a_cut_file_in_the_cache_is_found_after_an_unclean_boot(native: Native) -> None:
+    root = native.root("one", {"a": noise("a", 5000), "b": noise("b", 5000)})
+    assert (root / "a").read_bytes() + (root / "b").read_bytes() == noise("a", 5000) + noise("b", 5000)
+    victim = sorted(native.data[0].glob("??/*"))[0]
+    native.unmount_all()
+    native.dataplane.stop()
+    victim.chmod(0o644)
+    victim.write_bytes(victim.read_bytes()[:100])
+    os.utime(victim)  # as if it had been written after the last sync
+    (native.folder / "cache/contents/synced").write_text("another-boot 1")
+    native.dataplane.start()
+    assert not victim.exists()
+    assert "of the cache were hashed again" in native.log()
+    root = native.overlay(native.image("one"))
+    assert (root / "a").read_bytes() + (root / "b").read_bytes() == noise("a", 5000) + noise("b", 5000)
