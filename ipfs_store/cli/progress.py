@@ -1,4 +1,4 @@
-"""How far a push has come, on stderr: bars on a terminal, a line for each step elsewhere."""
+"""How far things have come, on stderr: bars on a terminal, a line for each step elsewhere."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class _Lines:
     """A line when a step begins and one when it has ended, so that a log shows what takes its time."""
 
     def __init__(self) -> None:
-        self._begun: dict[str, tuple[str, float]] = {}
+        self._begun: dict[str, tuple[str, float, int]] = {}
 
     def begin(self, item: str, action: str, total: int) -> None:
         doing = _DOING.get(action, action)
-        self._begun[item] = doing, time.monotonic()
+        self._begun[item] = doing, time.monotonic(), total
         click.echo(f"{doing} {item[:_DIGEST]} ({size(total)})", err=True)
 
     def advance(self, item: str, count: int) -> None:
@@ -82,5 +82,7 @@ class _Lines:
 
     def done(self, item: str, note: str = "") -> None:
         if item in self._begun:
-            doing, start = self._begun.pop(item)
-            click.echo(f"{doing} {item[:_DIGEST]}: done in {time.monotonic() - start:.1f} s{f', {note}' if note else ''}", err=True)
+            doing, start, total = self._begun.pop(item)
+            seconds = time.monotonic() - start
+            rate = f", {size(total / seconds)}/s" if seconds >= 0.1 else ""
+            click.echo(f"{doing} {item[:_DIGEST]}: done in {seconds:.1f} s{rate}{f', {note}' if note else ''}", err=True)

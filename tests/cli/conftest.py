@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -65,6 +66,25 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     """Starts a command line in a process of its own, its output piped."""
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([*COMMAND, *map(str, arguments)], **(pipes | options))
+
+
+def shown_on_a_terminal(*arguments: object) -> tuple[int, bytes, bytes]:
+    """Status and standard output of a command whose standard error is a terminal, and what that showed."""
+    ours, theirs = pty.openpty()
+    process = start(*arguments, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # the terminal's last user has gone
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    out, _ = process.communicate()
+    return process.returncode, out, shown
 
 
 @pytest.fixture

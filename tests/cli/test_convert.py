@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import NAME, Done, start
+from tests.cli.conftest import NAME, Done, shown_on_a_terminal, start
 from tests.requirements import require_root
 from tests.sources.made import MadeImage, described, docker_files, encode, image, layout_files, sha256, tar, write_tar
+from tests.sources.registries import docker_registry
 
 Run = Callable[..., Done]
 TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
@@ -44,6 +45,27 @@ def test_the_digest_of_the_result_is_on_standard_output(ipfs_store: Run, archive
     quiet = ipfs_store("convert", "--quiet", "--estargz", archive, machine / "again.tar")
     assert (quiet.out, quiet.err) == (done.out, "")
     assert (machine / "again.tar").read_bytes() == (machine / "new.tar").read_bytes()
+
+
+def test_a_terminal_shows_rate_and_time_left(archive: Path, machine: Path) -> None:
+    status, out, shown = shown_on_a_terminal("convert", "--estargz", archive, machine / "new.tar")
+    assert status == 0
+    assert out.startswith(b"sha256:")
+    assert b"converting all layers" in shown
+    assert re.search(rb"B/s", shown)
+    assert re.search(rb"\d:\d\d:\d\d", shown)
+
+
+def test_what_the_documentation_shows(ipfs_store: Run, archive: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs/convert.md").read_text()
+    commands = re.findall(r"^# ipfs-store (.+?)(?:  +#.*)?$", text, re.MULTILINE)
+    assert len(commands) == 5
+    monkeypatch.chdir(machine)
+    with docker_registry(machine / "registry") as host:
+        for command in commands:
+            done = ipfs_store(*command.replace("localhost:5000", host).split())
+            assert done.status == 0, (command, done.err)
+    assert len(done.text.split()) == 2
 
 
 def test_the_result_as_json(ipfs_store: Run, archive: Path, machine: Path, made: MadeImage) -> None:

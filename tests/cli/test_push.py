@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import NAME, Done, start
+from tests.cli.conftest import NAME, Done, shown_on_a_terminal, start
 from tests.requirements import require_root
 from tests.sources.made import MadeImage, docker_files, encode, image, layout_files, sha256, tar, write_folder, write_tar
 
@@ -106,21 +105,8 @@ def test_platforms_are_chosen(ipfs_store: Run, machine: Path) -> None:
 
 
 def test_a_terminal_shows_bars(archive: Path) -> None:
-    ours, theirs = pty.openpty()
-    process = start("ipfs-push", archive, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # the terminal's last user has gone
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    out, _ = process.communicate()
-    assert process.returncode == 0
+    status, out, shown = shown_on_a_terminal("ipfs-push", archive)
+    assert status == 0
     assert out.startswith(b"bafkrei")
     assert "━".encode() in shown
     assert b"pushing" in shown

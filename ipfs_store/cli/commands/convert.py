@@ -93,7 +93,7 @@ def command(
                     layers = None
                     if written is not None:
                         layers = layer_converter(written, reuse=reuse, folder=place.folder, progress=progress)
-                    return await convert_image(image, place, ConvertOptions(platforms=wanted, convert=layers, oci=oci))
+                    return await convert_image(image, place, ConvertOptions(platforms=wanted, convert=layers, oci=oci), progress)
 
         converted = run_async(convert)
     _print(converted, source, target, time.monotonic() - start, as_json=as_json, quiet=quiet)

@@ -11,7 +11,7 @@ import trio
 from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDescriptor, InvalidInput
 from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST
 from ipfs_store.images.conversion.tocs import TOC_SUFFIX, toc_descriptor, toc_diff_id, toc_image
-from ipfs_store.images.model import ConvertedLayer, Image
+from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress
 from ipfs_store.images.push import Convert
 from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION
 from ipfs_store.images.targets.interface import Published, Target
@@ -23,6 +23,7 @@ from ipfs_store.oci.platform import default_platform, select
 _OPEN = 4  # layers that are fetched or written at a time
 _CONVERTED = 2  # of those, layers that are converted: each uses all processors but for its beginning and end, and has its own memory
 _DEEPEST = 16
+_ALL = "all layers"
 _SUBJECT = "vnd.docker.reference.digest"
 
 
@@ -61,13 +62,15 @@ class ConvertedImage:
     """Each once, in the order of the manifests."""
 
 
-async def convert_image(image: Image, target: Target, options: ConvertOptions | None = None) -> ConvertedImage:
+async def convert_image(
+    image: Image, target: Target, options: ConvertOptions | None = None, progress: Progress | None = None
+) -> ConvertedImage:
     """Bring ``image`` into ``target`` as ``options`` say, and commit it there.
 
     Layers are opened four, and converted two at a time; a layer that several manifests have is converted once. Raises what the source, the
     formats and the target raise: ImageNotFound, BlobMismatch, InvalidDescriptor, InvalidInput, InvalidLayer, StorageFailed, ...
     """
-    return await _Conversion(image, target, options or ConvertOptions()).run()
+    return await _Conversion(image, target, options or ConvertOptions(), progress or NoProgress()).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ class _Done:
 
 
 class _Conversion:
-    def __init__(self, image: Image, target: Target, options: ConvertOptions) -> None:
+    def __init__(self, image: Image, target: Target, options: ConvertOptions, progress: Progress) -> None:
+        self._progress = progress
         self._image = image
         self._target = target
         self._options = options
@@ -118,9 +122,12 @@ class _Conversion:
                 found.setdefault(layer, diff_id)
         turns = [trio.Event() for _ in found]
         waiting = iter(zip(found.items(), [None, *turns], turns, strict=False))
+        if len(found) > 1:
+            self._progress.begin(_ALL, "convert", sum(layer.size for layer in found))
         async with trio.open_nursery() as nursery:
             for _ in range(min(_OPEN, len(found))):
                 nursery.start_soon(self._worker, waiting)
+        self._progress.done(_ALL)
         root, data = await self._assembled(plan)
         published = [Published(root, data)]
         if self._tocs:
@@ -159,6 +166,7 @@ class _Conversion:
                 if before is not None and self._target.in_order:
                     await before.wait()
                 self._layers[layer] = await put()
+            self._progress.advance(_ALL, layer.size)
             done.set()
 
     @asynccontextmanager
