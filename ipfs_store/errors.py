@@ -27,14 +27,23 @@
 
 from __future__ import annotations
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | {
+    0x09: "\\t", 0x0A: "\\n", 0x0D: "\\r", 0x2028: "\\u2028", 0x2029: "\\u2029",
+}  # fmt: skip
+
 
 class IpfsStoreError(Exception):
     """Base of all; ``message`` is one line that says what was wrong, ``hint`` (optional) what the reader can do."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        # Names out of images, peers' answers and parsers' words are in messages: none of them breaks the line or speaks to the terminal.
+        self.message = message if message.isprintable() else _one_line(message)
+        super().__init__(self.message)
         self.hint = hint
+
+
+def _one_line(text: str) -> str:
+    return text.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
 
 
 class InvalidInput(IpfsStoreError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -48,43 +48,76 @@ class Item(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, rename={
     change_time: str = ""
 
 
-class Document(msgspec.Struct, frozen=True):
-    """The whole TOC."""
-
-    version: int
-    entries: Sequence[Item]
-
-
 class _ReadItem(Item, frozen=True, gc=False):
     # Left undecoded: a TOC of 256 MiB has room for 25 million attributes, 4 GB of them. `xattrs.Xattrs` decodes within limits.
     xattrs: msgspec.Raw = msgspec.Raw()  # type: ignore[assignment]
 
 
-class _ReadDocument(Document, frozen=True):
-    entries: list[_ReadItem]
+class _Outline(msgspec.Struct):
+    version: int
+    entries: list[msgspec.Raw]
 
 
-_decoder = msgspec.json.Decoder(_ReadDocument)
+class _Place(msgspec.Struct, gc=False):
+    offset: int = 0
+
+
+class _Places(msgspec.Struct):
+    entries: list[_Place]
+
+
+class _Whole(msgspec.Struct):
+    version: int
+    entries: list[Item]
+
+
+_outline = msgspec.json.Decoder(_Outline)
+_places = msgspec.json.Decoder(_Places)
+_item = msgspec.json.Decoder(_ReadItem)
 _encoder = msgspec.json.Encoder()
+
+
+class Document:
+    """A TOC whose entries are decoded one at a time: all at once, they would leave twice the memory behind that the result takes."""
+
+    def __init__(self, entries: Sequence[msgspec.Raw | Item], offsets: Iterable[int]) -> None:
+        self._entries = entries
+        self.offsets = sorted({offset for offset in offsets if offset > 0})
+        """Where in the blob things begin, ascending, each once; without zero."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Item]:
+        """Raises InvalidLayer for an entry that is none."""
+        for number, raw in enumerate(self._entries):
+            try:
+                yield raw if isinstance(raw, Item) else _item.decode(raw)
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+                raise InvalidLayer(f"entry {number} of the TOC is none: {error}") from error
 
 
 def decode_document(data: bytes) -> Document:
     """Raises InvalidLayer for what is no TOC of a version that we know, or has more than MAX_ENTRIES entries."""
-    # Before anything is made of it: `{},` is an entry of three bytes and 200 in memory. Entries and their attributes are the only objects.
+    # Before anything is made of it: `{},` is an entry of three bytes and 60 in memory.
     if data.count(b"{") > 2 * MAX_ENTRIES + 1:
         raise InvalidLayer(f"the TOC of {len(data)} bytes has over {MAX_ENTRIES} entries, which is the limit")
-    document: Document
+    entries: Sequence[msgspec.Raw | Item]
     try:
-        document = _decoder.decode(data)
+        # In this order: what is no object is not made an entry, however many there are.
+        offsets = [place.offset for place in _places.decode(data).entries]
+        outline = _outline.decode(data)
+        version, entries = outline.version, outline.entries
     except msgspec.DecodeError as error:
-        document = _with_surrogates(data, error)
+        whole = _with_surrogates(data, error)
+        version, entries, offsets = whole.version, whole.entries, [item.offset for item in whole.entries]
     except (RecursionError, UnicodeDecodeError) as error:
         raise InvalidLayer(f"the TOC is no JSON that we can read: {error}") from error
-    if document.version != TOC_VERSION:
-        raise InvalidLayer(f"the TOC is of version {document.version}; only version {TOC_VERSION} is known")
-    if len(document.entries) > MAX_ENTRIES:
-        raise InvalidLayer(f"the TOC has {len(document.entries)} entries, over the limit of {MAX_ENTRIES}")
-    return document
+    if version != TOC_VERSION:
+        raise InvalidLayer(f"the TOC is of version {version}; only version {TOC_VERSION} is known")
+    if len(entries) > MAX_ENTRIES:
+        raise InvalidLayer(f"the TOC has {len(entries)} entries, over the limit of {MAX_ENTRIES}")
+    return Document(entries, offsets)
 
 
 def encode_item(item: Item) -> bytes:
@@ -107,13 +140,13 @@ def encode_document(items: Sequence[Item]) -> bytes:
     return join_document([encode_item(item) for item in items])
 
 
-def _with_surrogates(data: bytes, first: msgspec.DecodeError) -> Document:
+def _with_surrogates(data: bytes, first: msgspec.DecodeError) -> _Whole:
     # msgspec refuses lone surrogates, and json, which does not, is eight times slower: only for documents that have some.
     if b"\\ud" not in data and b"\\uD" not in data:
         raise InvalidLayer(f"the TOC is no table of contents: {first}") from first
     if len(data) > MAX_SURROGATES_TOC:
         raise InvalidLayer(f"the TOC has {len(data)} bytes and names that are no UTF-8: at most {MAX_SURROGATES_TOC} are read") from first
     try:
-        return msgspec.convert(json.loads(data), Document)
+        return msgspec.convert(json.loads(data), _Whole)
     except (ValueError, RecursionError) as error:
         raise InvalidLayer(f"the TOC is no table of contents: {error}") from error

@@ -33,17 +33,16 @@ def decode_toc(document: Document, *, kind: Kind, digest: str, payload_end: int)
 
     A path that is there twice counts as the last one says (as unpacking a tar does). Raises InvalidLayer.
     """
-    return _Decoder(document.entries, kind, digest, payload_end).decode()
+    return _Decoder(document, kind, digest, payload_end).decode()
 
 
 class _Decoder:
-    def __init__(self, items: Sequence[Item], kind: Kind, digest: str, payload_end: int) -> None:
-        self._items = items
+    def __init__(self, document: Document, kind: Kind, digest: str, payload_end: int) -> None:
+        self._document = document
         self._kind = kind
         self._digest = digest
         self._payload_end = payload_end
-        starts = sorted({item.offset for item in items if item.offset > 0})
-        self._ends = dict(zip([0, *starts], [*starts, payload_end], strict=True))
+        self._ends = dict(zip([0, *document.offsets], [*document.offsets, payload_end], strict=True))
         """Where the stream that begins at an offset ends at the latest: where the next one begins."""
         self._found: dict[str, Entry] = {}
         self._imply = implied_directories(self._found)
@@ -53,15 +52,20 @@ class _Decoder:
         self._xattrs = Xattrs()
 
     def decode(self) -> Toc:
-        items, position, count = self._items, 0, len(self._items)
-        if count and items[0].type == "chunk":
-            raise InvalidLayer(f"the TOC begins with a chunk of {items[0].name[:300]!r}, which belongs to no file")
-        while position < count:
-            item = items[position]
-            position = first = position + 1
-            while position < count and items[position].type == "chunk":
-                position += 1
-            self._take(item, items[first:position])
+        first: Item | None = None
+        more: list[Item] = []
+        for item in self._document:
+            if item.type == "chunk":
+                if first is None:
+                    raise InvalidLayer(f"the TOC begins with a chunk of {item.name[:300]!r}, which belongs to no file")
+                more.append(item)
+                continue
+            if first is not None:
+                self._take(first, more)
+                more = []
+            first = item
+        if first is not None:
+            self._take(first, more)
         # By depth, so that parents come first whatever the order in the TOC; stable, so that siblings keep theirs.
         entries = sorted(self._found.values(), key=lambda entry: (entry.path.count("/") + 1) if entry.path else 0)
         self._check_parents(entries)
