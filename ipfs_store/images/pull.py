@@ -189,7 +189,8 @@ class Places:
         if all(map(_has_url, manifests)):
             return list(manifests)
         await self._fetch_root()
-        known = self.root.blobs if self.root is not None else {}
+        parts = (*self.root.indexes, *(manifest.blob for manifest in self.root.manifests)) if self.root is not None else ()
+        known = {blob.digest for blob in parts}
         return [item for item in manifests if _has_url(item) or item.digest in known]
 
     async def find(self, descriptor: Descriptor) -> Cid:

@@ -109,6 +109,7 @@ class _Pusher:
         self.name = options.name or image.name
         self._fresh: list[tuple[Descriptor, PushedLayer]] = []
         self._indexes: list[RootBlob] = []
+        self._listed: list[Descriptor] = []
         self._manifests: list[RootManifest] = []
         self._seconds = {"convert": 0.0, "push": 0.0}
 
@@ -142,6 +143,7 @@ class _Pusher:
             kept.append(await self._index(item) if is_index(item.media_type) else await self._manifest(item))
         if self._options.preserve_digests:
             pushed = await self._document(descriptor, data)
+            self._listed += index.manifests
         elif self._options.platforms is not None and len(kept) == 1:
             return kept[0]  # one platform: the index would name what was not pushed
         else:
@@ -202,9 +204,8 @@ class _Pusher:
         for manifest in self._manifests:
             blobs |= {manifest.blob.digest: manifest.blob, manifest.config.digest: manifest.config}
         found: list[RootReferrer] = []
-        for referrer in await collect_referrers(
-            self._image, [*(blob.digest for blob in self._indexes), *(item.blob.digest for item in self._manifests)]
-        ):
+        subjects = [*(blob.digest for blob in self._indexes), *(item.blob.digest for item in self._manifests)]
+        for referrer in await collect_referrers(self._image, subjects, self._listed):
             for blob in referrer.blobs:
                 # The same bytes under another type, as an empty config has many, are one blob of the image.
                 if blob.digest not in blobs:

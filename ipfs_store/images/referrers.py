@@ -42,8 +42,11 @@ class Referrer:
     """Its config and what it carries, each once."""
 
 
-async def collect_referrers(image: Image, subjects: Iterable[Digest]) -> list[Referrer]:
-    """All that refers to ``subjects``, and what refers to that; raises InvalidInput where the source does not know, and what it raises."""
+async def collect_referrers(image: Image, subjects: Iterable[Digest], listed: Sequence[Descriptor] = ()) -> list[Referrer]:
+    """All that refers to ``subjects``, and what refers to that; ``listed``: what stands beside them in their index, attestations among it.
+
+    Raises InvalidInput where the source does not know, and what it raises.
+    """
     if not isinstance(image, Referring):
         raise InvalidInput("this source does not tell what refers to an image", hint="registries and OCI layouts do")
     waiting = list(dict.fromkeys(subjects))
@@ -51,7 +54,8 @@ async def collect_referrers(image: Image, subjects: Iterable[Digest]) -> list[Re
     seen = set(waiting)
     while waiting:
         subject = waiting.pop(0)
-        for descriptor in await image.referrers(subject):
+        attestations = [item for item in listed if item.attests == subject]
+        for descriptor in [*attestations, *await image.referrers(subject)]:
             if descriptor.digest in seen:
                 continue
             seen.add(descriptor.digest)

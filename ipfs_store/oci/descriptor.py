@@ -80,6 +80,16 @@ class Descriptor:
             {key: item for key, item in value.items() if key not in known},
         )
 
+    @property
+    def attests(self) -> Digest | None:
+        """The manifest that this one, of an index, is an attestation of, as BuildKit says it by annotations; None for any other."""
+        if self.annotations.get("vnd.docker.reference.type") != "attestation-manifest":
+            return None
+        try:
+            return Digest.parse(self.annotations.get("vnd.docker.reference.digest", ""))
+        except InvalidDigest:
+            return None
+
     def to_json(self) -> dict[str, Any]:
         """The JSON object, fields in the order that Go's image-spec writes them (mediaType, digest, size, urls, ...)."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}

@@ -81,7 +81,8 @@ async def rpull(
     """
     await _in_thread(lambda: require_snapshotter(connection, snapshotter))
     image = await resolve(node, cid, platforms=platforms, timeout=timeout)
-    for manifest in image.manifests:
+    runnable = [manifest for manifest in image.manifests if manifest.descriptor.attests is None]
+    for manifest in runnable:
         for layer in manifest.layers:
             if not is_layer(layer.descriptor.media_type):
                 raise InvalidDescriptor(
@@ -94,6 +95,9 @@ async def rpull(
         if referrers:
             await pull.store_referrers()
         for manifest in image.manifests:
+            if manifest.descriptor.attests is not None:
+                await pull.fetch(manifest)
+        for manifest in runnable:
             await pull.unpack(manifest)
         record = {CID_LABEL: format_cid(cid)}
         await _in_thread(lambda: Images(under_lease).set(name, image.descriptor, record))
@@ -143,6 +147,12 @@ class _Pull:
             await _in_thread(lambda item=referrer, kept=kept: self._content.put(item.descriptor.digest, item.data, kept))  # type: ignore[misc]
             await _in_thread(lambda item=referrer, claim=claim: self._content.label(item.subject, claim))  # type: ignore[misc]
             self.referrers.append(referrer.descriptor.digest)
+
+    async def fetch(self, manifest: RemoteManifest) -> None:
+        """What an attestation carries, as blobs: nothing of it can be unpacked."""
+        blobs = _Blobs(self._node, self._content, self._timeout)
+        for layer in manifest.layers:
+            await blobs.fetch(layer.descriptor, layer.cid)
 
     async def unpack(self, manifest: RemoteManifest) -> None:
         """A snapshot for every layer, lowest first, and the config's claim on the last."""

@@ -71,7 +71,10 @@ def test_a_pinned_image_is_a_whole_image(ipfs_store: Run, pushed: dict[str, Any]
     assert json.loads(ipfs_store(*other, "images", "--json").out)[0]["name"] == NAME
     assert json.loads(ipfs_store(*other, "gc", "--json").out)["blocks"] == 0
     assert ipfs_store(*other, "verify", "-q", "thing:1").status == 0
-    assert ipfs_store(*other, "pin", "rm", "thing:1").text == pushed["cid"]
+    pins = [pushed["cid"], pushed["root"]]
+    assert json.loads(ipfs_store(*other, "pin", "add", "--json", "thing:1").out) == {"cid": pushed["cid"], "pins": pins}
+    removed = json.loads(ipfs_store(*other, "pin", "rm", "--json", "thing:1").out)
+    assert (removed["cid"], sorted(removed["pins"])) == (pushed["cid"], sorted(pins))
     assert ipfs_store(*other, "pin", "ls").out == b""
 
 

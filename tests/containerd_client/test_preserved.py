@@ -11,11 +11,12 @@ from ipfs_store.images.push import PushOptions, push_image
 from ipfs_store.images.sources import open_image
 from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.oci import Digest
+from ipfs_store.oci.platform import default_platform
 from snapshotter.containerd.connection import Connection
 from snapshotter.containerd.rpull import rpull
 from tests.containerd import PrivateContainerd
 from tests.containerd_client.images import BusyboxImage
-from tests.sources.made import layout_files, write_tar
+from tests.sources.made import CONFIG, INDEX, MANIFEST, described, encode, layout_files, sha256, write_tar
 from tests.sources.signed import Attached
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
@@ -51,4 +52,25 @@ async def test_digest_and_bytes_are_the_registrys_and_referrers_stay_with_them(
     assert content(Digest.of(signature.payload)) == signature.payload
     assert json.loads(content(Digest.of(signature.manifest)))["subject"]["digest"] == str(done.digest)
     assert containerd.ctr("run", "--rm", done.name, "kept", "cat", "/hello", namespace=namespace) == "hello from the image\n"
+    await node.aclose()
+
+
+async def test_attestations_of_an_index_are_fetched_and_not_unpacked(
+    containerd: PrivateContainerd, connection: Connection, tmp_path: Path
+) -> None:
+    image, statement = BusyboxImage(tmp_path), b'{"_type":"https://in-toto.io/Statement/v1"}'
+    config = encode({"architecture": "unknown", "os": "unknown", "rootfs": {"type": "layers", "diff_ids": [f"sha256:{sha256(statement)}"]}})
+    layers = [described("application/vnd.in-toto+json", statement)]
+    attestation = encode({"schemaVersion": 2, "mediaType": MANIFEST, "config": described(CONFIG, config), "layers": layers})
+    about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": str(image.root.digest)}
+    entries = [image.root.to_json() | {"platform": default_platform().to_json()}, described(MANIFEST, attestation, annotations=about)]
+    index = encode({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+    blobs = [index, image.manifest, image.config, attestation, config, statement, *(path.read_bytes() for path in image._blobs.values())]
+    layout = write_tar(tmp_path / "i.tar", layout_files([described(INDEX, index)], blobs))
+    node = EmbeddedNode(tmp_path / "node", peers=[], timeout=2)
+    async with open_image(str(layout)) as source:
+        result = await push_image(node, source, PushOptions(platforms=None, preserve_digests=True, name="docker.io/test/busybox:1"))
+    done = await rpull(node, connection, result.cid, snapshotter="overlayfs", platforms=None)
+    assert len(done.layers) == 2
+    assert containerd.ctr("content", "get", str(Digest.of(statement)), namespace=connection.namespace).encode() == statement
     await node.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from ipfs_store.images.push import PushOptions, PushResult, push_image
 from ipfs_store.images.referrers import RemoteReferrer, fetch_referrers
 from ipfs_store.images.root import decode_root
 from ipfs_store.images.sources import SourceOptions, open_image
+from ipfs_store.images.verification import verify
 from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.nodes.interface import Node
 from ipfs_store.oci.platform import parse_platform
@@ -29,7 +31,21 @@ from tests.images.conftest import FILES, made
 from tests.images.test_carfile import layer_bytes
 from tests.nodes.memory import MemoryNode
 from tests.requirements import require_tool
-from tests.sources.made import INDEX, MadeImage, described, docker_files, encode, image, layout_files, named, sha256, tar, write_tar
+from tests.sources.made import (
+    CONFIG,
+    INDEX,
+    MANIFEST,
+    MadeImage,
+    described,
+    docker_files,
+    encode,
+    image,
+    layout_files,
+    named,
+    sha256,
+    tar,
+    write_tar,
+)
 from tests.sources.registries import FakeRegistry, Misbehaving, docker_registry
 from tests.sources.signed import Attached, listing
 
@@ -264,6 +280,48 @@ async def test_referrers_of_a_layout(tagged: bool, tmp_path: Path) -> None:
     result = await push(node, path, referrers=True)
     assert await payloads(node, await fetch_referrers(node, await resolve(node, result.cid))) == [b"signature", b"sbom"]
     assert (await fetch_referrers(node, await resolve(node, (await push(node, path)).cid))) == []
+
+
+def attested(architecture: str) -> tuple[MadeImage, bytes, bytes, bytes]:
+    """An image, an attestation of it as BuildKit puts it beside it, what that carries, and the index of both."""
+    subject = image("attested", architecture=architecture)
+    statement = b'{"_type":"https://in-toto.io/Statement/v1"}'
+    attestation = MadeImage([statement], architecture="unknown")
+    attestation.compressed = [statement]
+    config = json.loads(attestation.config) | {"os": "unknown"}
+    attestation.config = encode(config)
+    attestation.manifest = encode(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": described(CONFIG, attestation.config),
+            "layers": [described("application/vnd.in-toto+json", statement)],
+        }
+    )
+    about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": f"sha256:{sha256(subject.manifest)}"}
+    entries = [
+        subject.descriptor(platform={"os": "linux", "architecture": architecture}),
+        described(MANIFEST, attestation.manifest, platform={"os": "unknown", "architecture": "unknown"}, annotations=about),
+    ]
+    index = encode({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+    return subject, attestation.manifest, statement, index
+
+
+async def test_buildkits_attestations_of_what_is_pushed_are_referrers(tmp_path: Path) -> None:
+    node = MemoryNode()
+    subject, attestation, statement, index = attested("amd64")
+    config = encode(json.loads(MadeImage([statement], architecture="unknown").config) | {"os": "unknown"})
+    path = write_tar(tmp_path / "i.tar", layout_files([described(INDEX, index)], [index, *subject.blobs, attestation, config, statement]))
+    one = await push(node, path, platforms=(parse_platform("linux/amd64"),), referrers=True)
+    found = await resolve(node, one.cid, platforms=None)
+    assert [manifest.data for manifest in found.manifests] == [subject.manifest]
+    (referrer,) = await fetch_referrers(node, found)
+    assert (referrer.data, str(referrer.subject)) == (attestation, f"sha256:{sha256(subject.manifest)}")
+    assert await payloads(node, [referrer]) == [statement]
+    whole = await push(node, path, platforms=None, referrers=True)
+    assert whole.referrers == ()
+    assert [manifest.data for manifest in (await resolve(node, whole.cid, platforms=None)).manifests] == [subject.manifest, attestation]
+    assert (await verify(node, whole.cid)).problems == (await verify(node, one.cid)).problems == []
 
 
 async def test_a_source_that_knows_no_referrers_says_so(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from ipfs_store.cli.command import Group
 from ipfs_store.cli.settings import Settings, timeout_option
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ipfs_store.cids import Cid
     from ipfs_store.nodes.interface import Node
 
@@ -40,19 +42,19 @@ def command() -> None:
 @click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...")
 @click.option("--name", default="", help="What pin ls shows beside the CID.")
 @timeout_option
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each, one a line.")
 @click.pass_obj
-def add(settings: Settings, cids: tuple[str, ...], name: str, timeout: float | None) -> None:
+def add(settings: Settings, cids: tuple[str, ...], name: str, timeout: float | None, as_json: bool) -> None:
     """Keep each CID and all that it links to; of an image's CID, all of the image. Prints each when all of it is here."""
 
     async def work(node: Node) -> None:
-        from ipfs_store.cids import format_cid
         from ipfs_store.images.catalog import find, keep
         from ipfs_store.images.identity import identify
 
         for text in cids:
-            cid = await find(node, text)
-            await keep(node, await identify(node, cid), name=name)
-            click.echo(format_cid(cid))
+            image = await identify(node, await find(node, text))
+            await keep(node, image, name=name)
+            _tell(image.cid, image.roots, as_json=as_json)
 
     settings.within(timeout).run(work)
 
@@ -65,19 +67,19 @@ def add(settings: Settings, cids: tuple[str, ...], name: str, timeout: float | N
     """,
 )
 @click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each, one a line.")
 @click.pass_obj
-def rm(settings: Settings, cids: tuple[str, ...]) -> None:
+def rm(settings: Settings, cids: tuple[str, ...], as_json: bool) -> None:
     """No longer keep each CID (of an image, all that was pinned for it), and print it. What no other pin reaches goes with the next `gc`."""
 
     async def work(node: Node) -> None:
-        from ipfs_store.cids import format_cid
         from ipfs_store.images.catalog import find, remove
 
         gone: set[Cid] = set()
         for cid in [await find(node, text) for text in cids]:
-            if cid not in gone:
-                gone.update(await remove(node, cid))
-            click.echo(format_cid(cid))
+            unpinned = () if cid in gone else await remove(node, cid)
+            gone.update(unpinned)
+            _tell(cid, unpinned, as_json=as_json)
 
     settings.run(work)
 
@@ -107,3 +109,14 @@ def ls(settings: Settings, as_json: bool) -> None:
         return
     for name, cid in found:
         click.echo(f"{cid}  {name}".rstrip())
+
+
+def _tell(cid: Cid, pins: Iterable[Cid], *, as_json: bool) -> None:
+    from ipfs_store.cids import format_cid
+
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"cid": format_cid(cid), "pins": [format_cid(pin) for pin in pins]}))
+    else:
+        click.echo(format_cid(cid))
