@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
+from ipfs_store.errors import InvalidInput, IpfsStoreError, StorageFailed, Unavailable
 from snapshotter.mounts import kernel
 from snapshotter.mounts.idmap import IdMap
 from snapshotter.mounts.interface import LayerMounter, LayerSource, MountFailed
@@ -226,6 +226,11 @@ class Snapshotter:
         below = self._state.chain(parent) if parent else []
         like, shifted = (self._root(below[0]), self._shift(below[0])) if below else (None, None)
         idmap = IdMap.from_labels(labels)
+        if idmap is not None and self._roots is None:
+            raise InvalidInput(
+                "portable mounts cannot shift owners for a user namespace",
+                hint='take "remap-ids" out of the capabilities in containerd\'s configuration: it then changes owners itself',
+            )
         snapshot = self._state.create(key, parent, kind, labels)
         try:
             self._folders.make(snapshot.id, active=kind is Kind.ACTIVE, like=like, idmap=idmap, shifted=shifted)

@@ -142,3 +142,14 @@ def test_what_cannot_be_restored_stops_nobody_and_can_be_removed(tmp_path: Path,
         client.remove("container")
         client.remove("one")
         assert set(client.list()) == {"other"}
+
+
+@pytest.mark.parametrize("mounter", ["portable"], indirect=True)
+def test_portable_mounts_say_that_they_cannot_shift_owners(client: Client, mounter: FolderMounter) -> None:
+    lay_out(mounter, 0, {"a": "x"})
+    pull(client, "one")
+    mapping = {f"containerd.io/snapshot/{kind}mapping": "0:100000:65536" for kind in ("uid", "gid")}
+    with code(grpc.StatusCode.INVALID_ARGUMENT):
+        client.prepare_with("container", "one", mapping)
+    assert set(client.list()) == {"one"}
+    assert client.prepare("container", "one")
