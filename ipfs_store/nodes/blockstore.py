@@ -118,12 +118,11 @@ class BlockStore:
             name = str(self._counter)
         temporary = str(self._own.path / name)
         write_file(temporary, data, cid)
-        self.adopt(temporary, cid)
+        self.adopt(temporary, self.path_of(cid))
         return True
 
-    def adopt(self, temporary: str, cid: Cid) -> None:
-        """Give a complete file its place; raises StorageFailed, and then the file is gone."""
-        path = self.path_of(cid)
+    def adopt(self, temporary: str, path: str) -> None:
+        """Give a complete file its place (see ``path_of``); raises StorageFailed, and then the file is gone."""
         try:
             try:
                 os.rename(temporary, path)  # noqa: PTH104

@@ -7,8 +7,9 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from ipfs_store.cids import RAW, Cid, codec_of, format_cid
+from ipfs_store.cids import RAW, Cid, codec_of
 from ipfs_store.cids.cid import identity_block
 from ipfs_store.dag.links import links_of
 from ipfs_store.nodes.blockstore import BlockStore, OwnedFolder, write_file
@@ -16,6 +17,15 @@ from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.locks import locked, storage_failed
 
 JOURNAL = "journal"
+
+
+class _Staged(NamedTuple):
+    """A block that was written and has no name yet."""
+
+    size: int
+    temporary: str
+    path: str
+    """Where it goes. Kept: making it takes 10 µs, a third of what a block costs us beside the disk."""
 
 
 class Staging:
@@ -31,7 +41,8 @@ class Staging:
         self._folder = OwnedFolder.make(store.path / "open")
         self._mutex = threading.Lock()
         self._kept: set[Cid] = set()
-        self._staged: dict[Cid, int] = {}
+        self._staged: dict[Cid, _Staged] = {}
+        self._count = 0
         self._added: list[Cid] = []
         self.stored: set[Cid] = set()
         """What was added and is on the disk, since ``commit``."""
@@ -74,9 +85,11 @@ class Staging:
             with self._mutex:
                 if block.cid in self._staged:
                     continue
-                self._staged[block.cid] = len(block.data)
+                self._count += 1
+                staged = _Staged(len(block.data), f"{self._folder.path}/{self._count}", self._store.path_of(block.cid))
+                self._staged[block.cid] = staged
             try:
-                write_file(self._path_of(block.cid), block.data, block.cid)
+                write_file(staged.temporary, block.data, block.cid)
             except BaseException:
                 with self._mutex:
                     del self._staged[block.cid]
@@ -108,10 +121,10 @@ class Staging:
         if not self._staged:
             return
         self._store.sync()  # the data first, then the names: what has its name is complete, even after a power cut
-        for cid, size in self._staged.items():
-            self._store.adopt(self._path_of(cid), cid)
+        for staged in self._staged.values():
+            self._store.adopt(staged.temporary, staged.path)
             self.new_blocks += 1
-            self.new_bytes += size
+            self.new_bytes += staged.size
         self._store.sync()
         self.stored.update(self._staged)
         self._staged = {}
@@ -120,9 +133,6 @@ class Staging:
         """Let the collector have what is not pinned; what was not committed is gone."""
         os.close(self._journal)
         self._folder.remove()
-
-    def _path_of(self, cid: Cid) -> str:
-        return f"{self._folder.path}/{format_cid(cid)}"
 
 
 class Journals:

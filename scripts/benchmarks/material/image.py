@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ipfs_store.formats.options import WriteOptions, Written
 from ipfs_store.formats.writer import write_layer
-from ipfs_store.oci import Descriptor, Digest
+from ipfs_store.oci import Descriptor, Digest, Manifest
 from ipfs_store.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 
 
@@ -50,3 +50,16 @@ def converted(tar: Path, folder: Path) -> OneLayer:
     """The layer ``tar`` as eStargz in ``folder``, in an image."""
     path = folder / f"{tar.stem}.esgz"
     return OneLayer.of(f"docker.io/bench/{tar.stem}:1", path, write_layer(tar, path, WriteOptions()))
+
+
+def write_layout(image: OneLayer, folder: Path) -> Path:
+    """The image as an OCI layout in ``folder``."""
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True)
+    for digest, data in image.documents.items():
+        (blobs / digest.hex).write_bytes(data)
+    layer = Manifest.parse(image.documents[image.root.digest]).layers[0]
+    (blobs / layer.digest.hex).hardlink_to(image.path)
+    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [image.root.to_json()]}))
+    return folder
