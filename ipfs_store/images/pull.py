@@ -10,13 +10,13 @@ import trio
 
 from ipfs_store.cids import DAG_CBOR, Cid, codec_of, format_cid, parse_cid
 from ipfs_store.dag.file import GetBlock, UnixfsFile
-from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDag, InvalidDescriptor
+from ipfs_store.errors import BlobMismatch, InvalidDag, InvalidDescriptor
+from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, cid_of_urls, decode_root
 from ipfs_store.nodes.interface import Blocks
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import MAX_DOCUMENT, Config, Index, Manifest, decode_document
 from ipfs_store.oci.media_types import is_index, is_manifest
-from ipfs_store.oci.platform import default_platform, select
 
 _PIECE = 4 << 20
 
@@ -100,7 +100,7 @@ async def resolve(node: Blocks, cid: Cid, *, platforms: Sequence[Platform] | Non
                 raise InvalidDescriptor(f"{format_cid(cid)}: indexes within indexes without end")
             indexes.append((descriptor, data))
             listed = await places.pushed(Index.parse(data, media_type=descriptor.media_type).manifests)
-            queue += _chosen(listed, platforms, format_cid(cid))
+            queue += chosen_manifests(listed, platforms, format_cid(cid))
         elif is_manifest(descriptor.media_type):
             manifests.append(await places.manifest(descriptor, data))
         else:
@@ -242,14 +242,3 @@ async def _read(get: GetBlock, cid: Cid, where: str) -> bytes:
     if file.size > MAX_DOCUMENT:
         raise InvalidDescriptor(f"{where}: {file.size} bytes are too many for a document of an image (at most {MAX_DOCUMENT})")
     return await file.read(0, file.size)
-
-
-def _chosen(manifests: Sequence[Descriptor], platforms: Sequence[Platform] | None, what: str) -> list[Descriptor]:
-    if platforms is None:
-        return list(manifests)
-    wanted = tuple(platforms) or (default_platform(),)
-    found = select(wanted, [item.platform for item in manifests])
-    if not found:
-        has = ", ".join(str(item.platform) for item in manifests if item.platform) or "none that are named"
-        raise ImageNotFound(f"{what} has nothing for {', '.join(map(str, wanted))}; its platforms: {has}", hint="choose with --platform")
-    return [manifests[position] for position in found]

@@ -13,7 +13,8 @@ import trio
 from ipfs_store.cids import Cid, format_cid
 from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.chunker import BY_MEMBER, MAX_LEAF, Chunker, fixed_leaves
-from ipfs_store.errors import ImageNotFound, InvalidDescriptor
+from ipfs_store.errors import InvalidDescriptor
+from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.memory import LayerMemory
 from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress, PushedLayer, TocObject
 from ipfs_store.images.referrers import collect_referrers
@@ -22,7 +23,6 @@ from ipfs_store.nodes.interface import Block, Node, Push
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest, encode_document
 from ipfs_store.oci.media_types import is_config, is_index, is_layer
-from ipfs_store.oci.platform import default_platform, select
 
 Convert = Callable[[Descriptor, Path], AbstractAsyncContextManager[ConvertedLayer | None]]
 """Makes the lazily readable form of a layer; None where the layer is to stay as it is."""
@@ -139,7 +139,7 @@ class _Pusher:
         data = await self._image.fetch(descriptor)
         index = Index.parse(data, media_type=descriptor.media_type)
         kept: list[Descriptor] = []
-        for item in self._chosen(index):
+        for item in chosen_manifests(index.manifests, self._options.platforms, self.name):
             kept.append(await self._index(item) if is_index(item.media_type) else await self._manifest(item))
         if self._options.preserve_digests:
             pushed = await self._document(descriptor, data)
@@ -150,22 +150,6 @@ class _Pusher:
             pushed = await self._document(descriptor, index.replace(manifests=kept).to_bytes())
         self._indexes.append(RootBlob.of(pushed))
         return pushed
-
-    def _chosen(self, index: Index) -> list[Descriptor]:
-        if self._options.platforms is None:
-            return list(index.manifests)
-        wanted = self._options.platforms or (default_platform(),)
-        offered = [item.platform for item in index.manifests]
-        if len(offered) == 1 and offered[0] is None:
-            return list(index.manifests)  # an archive's index says where its only image is, not what it runs on
-        found = select(wanted, offered)
-        if not found:
-            has = ", ".join(sorted({str(platform) for platform in offered if platform})) or "none that are named"
-            raise ImageNotFound(
-                f"{self.name or 'the image'} has nothing for {', '.join(map(str, wanted))}; its platforms: {has}",
-                hint="choose with --platform, or take --all-platforms",
-            )
-        return [index.manifests[position] for position in found]
 
     async def _manifest(self, descriptor: Descriptor) -> Descriptor:
         where = f"manifest {descriptor.digest}"

@@ -15,7 +15,7 @@ from ipfs_store.formats.blob import RangeReader
 from ipfs_store.formats.detached import detach
 from ipfs_store.formats.layer import load_toc
 from ipfs_store.formats.names import ANNOTATION_EXTERNAL_TOC_LAYER, ANNOTATION_TOC_DIGEST
-from ipfs_store.images.conversion.image import chosen_manifests
+from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.conversion.tocs import TOC_SUFFIX
 from ipfs_store.images.model import Image
 from ipfs_store.images.sources import SourceOptions, open_image
@@ -87,7 +87,7 @@ async def _manifest(image: Image, platform: Platform | None) -> Manifest:
     descriptor = image.root
     while is_index(descriptor.media_type):
         index = Index.parse(await image.fetch(descriptor), media_type=descriptor.media_type)
-        descriptor = chosen_manifests(index, (platform,) if platform is not None else (), image.name)[0]
+        descriptor = chosen_manifests(index.manifests, (platform,) if platform is not None else (), image.name)[0]
     return Manifest.parse(await image.fetch(descriptor), media_type=descriptor.media_type)
 
 

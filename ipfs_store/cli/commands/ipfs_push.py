@@ -91,7 +91,7 @@ def command(
         reuse = (LAZY if estargz else None) if request.reuses else ()
         convert = layer_converter(written, reuse=reuse, folder=opening.folder, progress=progress) if written is not None else None
         rule = Chunker.parse(chunker)
-        recipe = repr((written, sorted(reuse or ()), str(rule), preserve_digests))
+        recipe = repr((written, None if reuse is None else sorted(reuse), str(rule), preserve_digests))
         options = PushOptions(
             platforms=wanted,
             convert=convert,

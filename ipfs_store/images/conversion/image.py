@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import trio
 
-from ipfs_store.errors import BlobMismatch, ImageNotFound, InvalidDescriptor, InvalidInput
+from ipfs_store.errors import BlobMismatch, InvalidDescriptor, InvalidInput
 from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST
+from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.conversion.tocs import TOC_SUFFIX, toc_descriptor, toc_diff_id, toc_image
 from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress
 from ipfs_store.images.push import Convert
@@ -18,7 +19,7 @@ from ipfs_store.images.targets.interface import Published, Target
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest
 from ipfs_store.oci.media_types import is_config, is_index, is_layer, is_nondistributable, to_oci
-from ipfs_store.oci.platform import default_platform, select
+from ipfs_store.oci.platform import default_platform
 
 _OPEN = 4  # layers that are fetched or written at a time
 _CONVERTED = 2  # of those, layers that are converted: each uses all processors but for its beginning and end, and has its own memory
@@ -142,7 +143,7 @@ class _Conversion:
         if depth == _DEEPEST:
             raise InvalidDescriptor(f"index {descriptor.digest}: indexes within indexes without end")
         index = Index.parse(data, where=f"index {descriptor.digest}", media_type=descriptor.media_type)
-        chosen = chosen_manifests(index, self._options.platforms, self._image.name)
+        chosen = chosen_manifests(index.manifests, self._options.platforms, self._image.name)
         items = tuple([await self._plan(item, depth + 1) for item in chosen])
         if self._options.platforms is not None and len(items) == 1:
             return items[0]  # one platform: the index would name what is not there
@@ -269,24 +270,6 @@ class _Conversion:
         return Published(manifest, data, TOC_SUFFIX)
 
 
-def chosen_manifests(index: Index, platforms: Sequence[Platform] | None, name: str) -> list[Descriptor]:
-    """Those of ``index`` for ``platforms`` (empty: this machine's; None: all); raises ImageNotFound, which says what there is."""
-    if platforms is None:
-        return list(index.manifests)
-    wanted = tuple(platforms) or (default_platform(),)
-    offered = [item.platform for item in index.manifests]
-    if len(offered) == 1 and offered[0] is None:
-        return list(index.manifests)  # an archive's index says where its only image is, not what it runs on
-    found = select(wanted, offered)
-    if not found:
-        has = ", ".join(sorted({str(platform) for platform in offered if platform})) or "none that are named"
-        raise ImageNotFound(
-            f"{name or 'the image'} has nothing for {', '.join(map(str, wanted))}; its platforms: {has}",
-            hint="choose with --platform, or take --all-platforms",
-        )
-    return [index.manifests[position] for position in found]
-
-
 def _manifests(plan: _IndexPlan | _ManifestPlan) -> Iterator[_ManifestPlan]:
     if isinstance(plan, _ManifestPlan):
         yield plan
@@ -297,7 +280,7 @@ def _manifests(plan: _IndexPlan | _ManifestPlan) -> Iterator[_ManifestPlan]:
 
 def _described(before: Descriptor, converted: ConvertedLayer) -> Descriptor:
     if converted.diff_id is None:
-        return replace(before, annotations={**before.annotations, **converted.annotations})
+        return replace(before, media_type=converted.media_type, annotations={**before.annotations, **converted.annotations})
     annotations = {**_without_format(before.annotations), **converted.annotations}
     return Descriptor(converted.media_type, converted.digest, converted.size, (), annotations)
 

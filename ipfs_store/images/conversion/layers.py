@@ -31,7 +31,7 @@ from ipfs_store.images.sources.options import scratch_folder
 from ipfs_store.images.sources.ranges import FileBlob
 from ipfs_store.images.sources.scratch import Scratch, storage_failed
 from ipfs_store.oci import Descriptor, Digest
-from ipfs_store.oci.media_types import DOCKER_TYPES, recompressed
+from ipfs_store.oci.media_types import DOCKER_TYPES, Compression, recompressed
 
 _KIND: dict[Format, Kind] = {"estargz": "estargz", "zstd:chunked": "zstd:chunked"}
 _SAYING = (ANNOTATION_TOC_DIGEST, ANNOTATION_ZSTD_CHECKSUM, ANNOTATION_ZSTD_CHECKSUM_OLD)
@@ -56,11 +56,12 @@ def layer_converter(
         if options.compression == "zstd" and layer.media_type in DOCKER_TYPES:
             raise InvalidInput(f"layer {layer.digest}: Docker's media types have no zstd", hint="make them OCI's: ipfs-store convert --oci")
         if options.format == "tar" and not await trio.to_thread.run_sync(_is_compressed, path):
-            yield None
+            yield _reused(layer, path, "none", {})
             return
         if (found := await _lazy(layer, path)) is not None and found.kind in kept:
-            missing = {} if any(key in layer.annotations for key in _SAYING) else await _annotations(found, path)
-            yield ConvertedLayer(path, layer.media_type, layer.digest, layer.size, None, missing) if missing else None
+            said = any(key in layer.annotations for key in _SAYING)
+            compression: Compression = "zstd" if found.kind == "zstd:chunked" else "gzip"
+            yield _reused(layer, path, compression, {} if said else await _annotations(found, path))
             return
         item = str(layer.digest)
         begun = False
@@ -105,16 +106,19 @@ async def lazy_form(layer: Descriptor, path: Path) -> TocObject | None:
     return TocObject(Digest.parse(detached.digest), len(detached.data), data)
 
 
+def _reused(layer: Descriptor, path: Path, compression: Compression, annotations: Mapping[str, str]) -> ConvertedLayer | None:
+    """The blob as it is, with what its descriptor lacks; None where that lacks nothing."""
+    media_type = recompressed(layer.media_type, compression)  # some tools name another than the blob has
+    if media_type == layer.media_type and not annotations:
+        return None
+    return ConvertedLayer(path, media_type, layer.digest, layer.size, None, annotations)
+
+
 def _converted(layer: Descriptor, path: Path, written: Written, *, same_tar: bool) -> ConvertedLayer:
     return ConvertedLayer(
         path, recompressed(layer.media_type, written.compression or "none"), Digest.parse(written.digest), written.size,
         Digest.parse(written.diff_id), written.annotations, written.toc, same_tar,
     )  # fmt: skip
-
-
-def _starts(layer: Layer) -> tuple[int, ...]:
-    starts = {chunk.offset for entry in layer.toc.entries for chunk in entry.chunks if chunk.end > chunk.offset}
-    return tuple(sorted(starts | {0, layer.toc_offset}))
 
 
 async def _lazy(layer: Descriptor, path: Path) -> Layer | None:

@@ -45,6 +45,7 @@ class RegistryTarget:
         source = options.mount_from
         self._source = source if source is not None and (source.domain, source.path) != (reference.domain, reference.path) else None
         self._there: set[Digest] = set()
+        self._missing: set[Digest] = set()
 
     @property
     def folder(self) -> Path:
@@ -57,13 +58,14 @@ class RegistryTarget:
             if not await self._uploads.has(blob):
                 source = self._source
                 if source is None or source.domain != self._reference.domain or not await self._uploads.mount(blob, source):
+                    self._missing.add(blob.digest)
                     return False
             self._there.add(blob.digest)
         return True
 
     async def put_blob(self, blob: Descriptor, path: Path, *, diff_id: Digest | None = None, given: bool = False) -> None:
         """Send a blob unless it is there; raises RegistryUnavailable."""
-        if blob.digest in self._there or await self._uploads.has(blob):
+        if blob.digest in self._there or (blob.digest not in self._missing and await self._uploads.has(blob)):
             return
         progress, item = self._options.progress, str(blob.digest)
         progress.begin(item, "push", blob.size)
