@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from typing import BinaryIO, Literal, cast
 
 import trio
-import zstandard
 from isal import igzip
 
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.blob import RangeReader
 from ipfs_store.formats.entries import LEFT_OUT, check_target, implied_directories, normalise, resolve_links
 from ipfs_store.formats.headers import Header
-from ipfs_store.formats.limits import MAX_ZSTD_WINDOW
 from ipfs_store.formats.names import GZIP_MAGIC, ZSTD_MAGIC, ZSTD_SKIPPABLE_MAGIC
 from ipfs_store.formats.tarball import TarReader
 from ipfs_store.formats.toc import NO_XATTRS, Entry
-from ipfs_store.formats.zstdframes import FrameWalker
+from ipfs_store.formats.zstdframes import ZstdFile
 
 Compression = Literal["", "gzip", "zstd"]
 PIECE = 1 << 20
@@ -65,16 +63,13 @@ class TarStream:
     def __init__(self, blob: RangeReader) -> None:
         self.blob = BlobFile(blob)
         compression = compression_of(self.blob.peek(4))
-        if compression == "zstd":
-            self.blob.frames = FrameWalker()
         raw = cast(BinaryIO, io.BufferedReader(self.blob, PIECE))
         file: BinaryIO
         match compression:
             case "gzip":
                 file = cast(BinaryIO, igzip.open(raw, "rb"))  # type: ignore[no-untyped-call]
             case "zstd":
-                decoder = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
-                file = cast(BinaryIO, decoder.stream_reader(raw, read_size=PIECE, read_across_frames=True))
+                file = cast(BinaryIO, ZstdFile(raw))
             case _:
                 file = raw
         self.file = HashedFile(file)
@@ -87,8 +82,6 @@ class TarStream:
             pass
         while self._raw.read(PIECE):  # behind the last member or frame
             pass
-        if self.blob.frames is not None and not self.blob.frames.complete:
-            raise InvalidLayer(f"the layer's zstd stream ends inside of a frame, after {self.file.size} uncompressed bytes")
 
 
 class BlobFile(io.RawIOBase):
@@ -99,8 +92,6 @@ class BlobFile(io.RawIOBase):
         self._hash = hashlib.sha256()
         self._at = 0
         self._ahead = b""
-        self.frames: FrameWalker | None = None
-        """Told of what is read, if it is there."""
 
     @property
     def digest(self) -> str:
@@ -124,8 +115,6 @@ class BlobFile(io.RawIOBase):
         taken, self._ahead = data[: len(view)], data[len(view) :]
         view[: len(taken)] = taken
         self._hash.update(taken)
-        if self.frames is not None:
-            self.frames.feed(taken)
         return len(taken)
 
     def _fetch(self, count: int) -> bytes:

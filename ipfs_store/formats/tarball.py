@@ -16,8 +16,9 @@ from isal import igzip, igzip_threaded
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats import headers, sparse
 from ipfs_store.formats.headers import BLOCK, Header
-from ipfs_store.formats.limits import MAX_ENTRIES, MAX_TAR_EXTENSION, MAX_ZSTD_WINDOW
+from ipfs_store.formats.limits import MAX_ENTRIES, MAX_TAR_EXTENSION
 from ipfs_store.formats.names import GZIP_MAGIC, ZSTD_MAGIC, ZSTD_SKIPPABLE_MAGIC
+from ipfs_store.formats.zstdframes import ZstdFile
 
 _PIECE = 1 << 20
 
@@ -50,8 +51,7 @@ def opened(path: Path, folder: Path | None = None, *, seekable: bool = False) ->
         if magic[:2] == GZIP_MAGIC:
             file = cast(BinaryIO, stack.enter_context(igzip_threaded.open(raw, "rb")))  # type: ignore[no-untyped-call]
         elif magic == ZSTD_MAGIC or (magic[:1] >= b"\x50" and magic[1:] == ZSTD_SKIPPABLE_MAGIC[1:]):
-            decoder = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
-            file = cast(BinaryIO, stack.enter_context(decoder.stream_reader(raw, read_size=_PIECE, read_across_frames=True)))
+            file = cast(BinaryIO, ZstdFile(raw))
         else:
             file = stack.enter_context(path.open("rb", buffering=_PIECE))
             yield Source(file, size, file.tell)

@@ -13,7 +13,9 @@ import pytest
 import zstandard
 
 from ipfs_store.errors import BlobMismatch, ChunkMismatch, InvalidInput, InvalidLayer, NotFound
+from ipfs_store.formats.options import WriteOptions
 from ipfs_store.formats.reader import LayerReader, open_reader
+from ipfs_store.formats.writer import write_layer
 from ipfs_store.formats.zstdframes import FrameWalker
 from tests.formats.blobs import VECTORS, BytesBlob, of_entry, of_tar
 
@@ -116,6 +118,15 @@ async def test_a_plain_layer_that_is_cut_is_refused(form: str, source: Path) -> 
     for part in (3, 1000, len(blob) // 2, len(blob) - 20_000):
         with pytest.raises(InvalidLayer):
             await (await open_reader(BytesBlob(blob[:part]))).entries()
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_a_plain_layer_that_is_cut_is_not_converted(form: str, source: Path, tmp_path: Path) -> None:
+    blob = PACKED[form](source.read_bytes())
+    for part in (3, 1000, len(blob) // 2, len(blob) - 20_000):
+        (tmp_path / "cut").write_bytes(blob[:part])
+        with pytest.raises(InvalidLayer):
+            write_layer(tmp_path / "cut", tmp_path / f"{part}", WriteOptions())
 
 
 async def test_a_plain_layer_that_changes_between_listing_and_reading_is_noticed(source: Path) -> None:
