@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from ipfs_store.errors import InvalidLayer
-from ipfs_store.formats.limits import MAX_ENTRIES, MAX_SURROGATES_TOC
+from ipfs_store.formats.limits import MAX_CHUNK, MAX_ENTRIES, MAX_SURROGATES_TOC
 from ipfs_store.formats.names import TOC_VERSION
 
 
@@ -58,8 +58,12 @@ class _Outline(msgspec.Struct):
     entries: list[msgspec.Raw]
 
 
-class _Place(msgspec.Struct, gc=False):
+class _Place(msgspec.Struct, gc=False, rename="camel"):
     offset: int = 0
+    size: int = 0
+    inner_offset: int = 0
+    chunk_offset: int = 0
+    chunk_size: int = 0
 
 
 class _Places(msgspec.Struct):
@@ -80,10 +84,18 @@ _encoder = msgspec.json.Encoder()
 class Document:
     """A TOC whose entries are decoded one at a time: all at once, they would leave twice the memory behind that the result takes."""
 
-    def __init__(self, entries: Sequence[msgspec.Raw | Item], offsets: Iterable[int]) -> None:
+    def __init__(self, entries: Sequence[msgspec.Raw | Item], places: Iterable[_Place | Item]) -> None:
         self._entries = entries
-        self.offsets = sorted({offset for offset in offsets if offset > 0})
-        """Where in the blob things begin, ascending, each once; without zero."""
+        self.streams: dict[int, int] = {}
+        """Where in the blob compressed streams begin, ascending, each once; and how much the chunks in them need of it, uncompressed bytes."""
+        found: dict[int, int] = {0: 0}
+        for place in places:
+            # The last chunk of several says no size; it has at most as much as a chunk may have.
+            size = place.chunk_size or (MAX_CHUNK if place.chunk_offset else place.size)
+            found[place.offset] = max(found.get(place.offset, 0), place.inner_offset + size)
+        for offset in sorted(found):
+            if offset >= 0:
+                self.streams[offset] = found[offset]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -105,19 +117,19 @@ def decode_document(data: bytes) -> Document:
     entries: Sequence[msgspec.Raw | Item]
     try:
         # In this order: what is no object is not made an entry, however many there are.
-        offsets = [place.offset for place in _places.decode(data).entries]
+        places: Sequence[_Place | Item] = _places.decode(data).entries
         outline = _outline.decode(data)
         version, entries = outline.version, outline.entries
     except msgspec.DecodeError as error:
         whole = _with_surrogates(data, error)
-        version, entries, offsets = whole.version, whole.entries, [item.offset for item in whole.entries]
+        version, entries, places = whole.version, whole.entries, whole.entries
     except (RecursionError, UnicodeDecodeError) as error:
         raise InvalidLayer(f"the TOC is no JSON that we can read: {error}") from error
     if version != TOC_VERSION:
         raise InvalidLayer(f"the TOC is of version {version}; only version {TOC_VERSION} is known")
     if len(entries) > MAX_ENTRIES:
         raise InvalidLayer(f"the TOC has {len(entries)} entries, over the limit of {MAX_ENTRIES}")
-    return Document(entries, offsets)
+    return Document(entries, places)
 
 
 def encode_item(item: Item) -> bytes:

@@ -42,8 +42,12 @@ class _Decoder:
         self._kind = kind
         self._digest = digest
         self._payload_end = payload_end
-        self._ends = dict(zip([0, *document.offsets], [*document.offsets, payload_end], strict=True))
-        """Where the stream that begins at an offset ends at the latest: where the next one begins."""
+        starts = [*document.streams, payload_end]
+        self._ends = {
+            offset: min(following, payload_end, offset + longest_stream(min(needed, MAX_STREAM)))
+            for (offset, needed), following in zip(document.streams.items(), starts[1:], strict=True)
+        }
+        """Up to where a stream is read: the next one, or what its chunks can need. The same for all of its chunks."""
         self._found: dict[str, Entry] = {}
         self._imply = implied_directories(self._found)
         self._pieces = 0
@@ -158,10 +162,9 @@ class _Decoder:
             )
         end = self._ends[self._inside(piece.offset, path)]
         if piece.end_offset and single:
-            end = piece.end_offset
+            end = min(end, piece.end_offset)
             if end <= piece.offset:
-                raise InvalidLayer(f"{path!r}: the TOC has a chunk at {piece.offset} of the blob that ends at {end}")
-        end = min(end, self._payload_end, piece.offset + longest_stream(needed))
+                raise InvalidLayer(f"{path!r}: the TOC has a chunk at {piece.offset} of the blob that ends at {piece.end_offset}")
         digest = piece.chunk_digest
         if not digest and single:
             digest = piece.digest

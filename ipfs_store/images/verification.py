@@ -245,13 +245,15 @@ class _ChunkCheck:
     def run(self, run: Sequence[tuple[Entry, Chunk]], start: int, data: bytes) -> None:
         """``data``: the blob from ``start``. Raises InvalidLayer, ChunkMismatch."""
         needed: dict[int, int] = {}
+        ends: dict[int, int] = {}
         for _, chunk in run:
             needed[chunk.offset] = max(needed.get(chunk.offset, 0), chunk.inner_offset + chunk.size)
+            ends[chunk.offset] = max(ends.get(chunk.offset, 0), chunk.end)
         at, stream = -1, b""
         for entry, chunk in run:
             if chunk.offset != at:
                 at = chunk.offset
-                stream = decode_stream(self._kind, data[at - start : chunk.end - start], needed[at])
+                stream = decode_stream(self._kind, data[at - start : ends[at] - start], needed[at])
             piece = cut_chunk(stream, chunk)
             verify_chunk(entry.path, chunk, piece)
             if len(entry.chunks) > 1 and entry.digest:

@@ -79,3 +79,9 @@ async def test_a_range_of_a_file_costs_the_chunks_that_hold_it() -> None:
     assert len(blob.reads) == 2
     assert await read_range(blob, layer, entry, len(whole) - 5, 100) == whole[-5:]
     assert await read_range(blob, layer, entry, len(whole), 100) == b""
+
+
+async def test_all_chunks_of_one_stream_are_read_by_the_same_range() -> None:
+    layer = await open_layer(BytesBlob((VECTORS / "minchunk.blob").read_bytes()))
+    chunks = [chunk for entry in layer.toc.entries for chunk in entry.chunks]
+    assert len({chunk.offset for chunk in chunks}) == len({(chunk.offset, chunk.end) for chunk in chunks}) < len(chunks)

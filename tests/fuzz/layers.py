@@ -153,6 +153,7 @@ def _toc(document: Document, kind: Kind) -> Toc:
 def check_toc(found: Toc, payload_end: int, kind: Kind) -> None:
     """What every user of a TOC relies on."""
     seen: dict[str, Entry] = {}
+    ends: dict[int, int] = {}
     assert found.entries[0].path == "" and 0 <= found.prefetch_end <= payload_end
     for entry in found.entries:
         assert entry.path not in seen, "a path that is there twice"
@@ -171,6 +172,10 @@ def check_toc(found: Toc, payload_end: int, kind: Kind) -> None:
             assert 0 <= chunk.offset <= chunk.end <= payload_end
             assert kind == "stargz" or chunk.digest or chunk.end == chunk.offset
             at += chunk.size
+            if (
+                not chunk.is_hole and len(entry.chunks) > 1
+            ):  # (a single one may have an end of its own: zstd:chunked says where its frame ends)
+                assert ends.setdefault(chunk.offset, chunk.end) == chunk.end, "chunks of one stream with different ends"
         assert at == (entry.size if entry.type == "reg" else 0)
         if entry.size:
             middle = entry.size // 2
