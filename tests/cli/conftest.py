@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ipfs_store.cli.run import run
+from tests.requirements import require_root
 from tests.sources.made import MadeImage, layout_files, named, tar, write_tar
 
 COMMAND = [sys.executable, "-c", "from ipfs_store.cli import main; raise SystemExit(main())"]
@@ -96,3 +97,14 @@ def made() -> MadeImage:
 @pytest.fixture
 def archive(machine: Path, made: MadeImage) -> Path:
     return write_tar(machine / "image.tar", layout_files([made.descriptor(**named("1", NAME))], made.blobs))
+
+
+@pytest.fixture
+def small_disk(machine: Path) -> Iterator[Path]:
+    """A folder on a disk of 1 MiB."""
+    require_root()
+    folder = machine / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)

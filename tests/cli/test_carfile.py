@@ -10,7 +10,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import NAME, Done, start
+from tests.sources.made import MadeImage, layout_files, tar, write_tar
 
 Run = Callable[..., Done]
 
@@ -104,3 +107,30 @@ def test_names_that_nobody_has(ipfs_store: Run, archive: Path, machine: Path) ->
     assert "2 images are called 'same'" in done.err
     assert one in done.err
     assert two in done.err
+
+
+@pytest.mark.root
+def test_a_full_disk_is_one_line_and_leaves_nothing(ipfs_store: Run, machine: Path, small_disk: Path) -> None:
+    made = MadeImage([tar({"noise": os.urandom(3 << 20)})])
+    cid = ipfs_store("ipfs-push", "-q", write_tar(machine / "noise.tar", layout_files([made.descriptor()], made.blobs))).text
+    done = ipfs_store("export", "-q", "-o", small_disk / "image.car", cid)
+    assert (done.status, done.out) == (1, b"")
+    assert "No space left on device" in done.err
+    assert list(small_disk.iterdir()) == []
+    assert ipfs_store("export", "-q", "-o", machine / "image.car", cid).status == 0
+    there = ("--node-path", small_disk / "node")
+    done = ipfs_store(*there, "import", "-q", machine / "image.car")
+    assert (done.status, done.out) == (1, b"")
+    assert "No space left on device" in done.err
+    assert len(done.err.splitlines()) <= 2
+    assert ipfs_store(*there, "pin", "ls").out == b""
+
+
+def test_a_reader_that_leaves_is_no_error(ipfs_store: Run, archive: Path) -> None:
+    cid = ipfs_store("ipfs-push", "-q", archive).text
+    ours, theirs = os.pipe()
+    os.close(ours)
+    process = start("export", "-q", cid, stdout=theirs)
+    os.close(theirs)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, b"")

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from ipfs_store.cli.app import cli
 from tests.cli.conftest import NAME, Done
 from tests.cli.test_node import serving
 from tests.sources.made import MadeImage, layout_files, named, tar, write_tar
@@ -186,3 +188,17 @@ def test_a_damaged_block_is_fetched_again(ipfs_store: Run, pushed: dict[str, Any
         block.unlink()
         assert ipfs_store(*there, "verify", "-q", "thing:1").status == 0
         assert block.exists()
+
+
+def test_names_are_completed(ipfs_store: Run, pushed: dict[str, Any], newer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_IPFS_STORE_COMPLETE", "bash_complete")
+    for words, found in (
+        ("ipfs-store rm docker.io/lib", [NAME, "docker.io/library/thing:2"]),
+        ("ipfs-store diff x docker.io/library/thing:2", ["docker.io/library/thing:2"]),
+        ("ipfs-store inspect nothing", []),
+        ("ipfs-store --node kubo:127.0.0.1:1 cat d", []),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        shown = CliRunner().invoke(cli, [], prog_name="ipfs-store")
+        assert [line.removeprefix("plain,") for line in shown.output.split()] == found

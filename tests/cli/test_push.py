@@ -7,14 +7,12 @@ import os
 import re
 import signal
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import NAME, Done, shown_on_a_terminal, start
-from tests.requirements import require_root
 from tests.sources.made import MadeImage, docker_files, encode, image, layout_files, sha256, tar, write_folder, write_tar
 
 Run = Callable[..., Done]
@@ -131,17 +129,6 @@ def test_diff_ids_that_do_not_fit_are_told(ipfs_store: Run, machine: Path, made:
     done = ipfs_store("ipfs-push", "-q", write_tar(machine / "bad.tar", files))
     assert (done.status, done.out) == (1, b"")
     assert len(done.err.splitlines()) == 1
-
-
-@pytest.fixture
-def small_disk(machine: Path) -> Iterator[Path]:
-    """A folder on a disk of 1 MiB."""
-    require_root()
-    folder = machine / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.root

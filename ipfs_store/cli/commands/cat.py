@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from ipfs_store.cli.command import Command
+from ipfs_store.cli.names import complete
 from ipfs_store.cli.settings import Settings, Size, timeout_option
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _PIECE = 8 << 20  # bytes: 32 leaves of 256 KiB, as many as are asked for at onc
     ipfs-store cat --offset 1MiB --length 4096 CID    # a part; only the blocks that hold it are fetched
     """,
 )
-@click.argument("cid", metavar="CID|NAME")
+@click.argument("cid", metavar="CID|NAME", shell_complete=complete)
 @click.argument("path", required=False)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default="-", metavar="FILE", help="Where to, instead of standard output.")
 @click.option("--offset", type=Size(), default=0, metavar="SIZE", help="Where to begin.")

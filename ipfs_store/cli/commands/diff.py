@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ipfs_store.cli.command import Command
+from ipfs_store.cli.names import complete
 from ipfs_store.cli.settings import Settings, timeout_option
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ _LETTERS = {"added": "A", "removed": "D", "changed": "M", "attributes": "m"}
     ipfs-store diff --json OLD NEW       # for programs
     """,
 )
-@click.argument("before", metavar="CID|NAME")
-@click.argument("after", metavar="CID|NAME")
+@click.argument("before", metavar="CID|NAME", shell_complete=complete)
+@click.argument("after", metavar="CID|NAME", shell_complete=complete)
 @click.option("--stat", is_flag=True, help="Only how many files and bytes.")
 @click.option("--platform", metavar="OS/ARCH", help="Of several [this machine's].")
 @timeout_option

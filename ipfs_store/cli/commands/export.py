@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from ipfs_store.cli.command import Command
+from ipfs_store.cli.names import complete
 from ipfs_store.cli.settings import Settings, timeout_option
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     ipfs-store export -o image.car debian:12               # by the name that `ipfs-store images` shows
     """,
 )
-@click.argument("images", nargs=-1, required=True, metavar="CID|NAME...")
+@click.argument("images", nargs=-1, required=True, metavar="CID|NAME...", shell_complete=complete)
 @click.option("-o", "--output", type=click.Path(dir_okay=False), default="-", metavar="FILE", help="Where to [standard output].")
 @click.option("--have", multiple=True, metavar="CID|NAME", help="An image that the other machine has (may be repeated).")
 @timeout_option

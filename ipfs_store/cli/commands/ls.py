@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ipfs_store.cli.command import Command
+from ipfs_store.cli.names import complete
 from ipfs_store.cli.settings import Settings, timeout_option
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _LETTERS = {"dir": "d", "reg": "-", "symlink": "l", "char": "c", "block": "b", "
     ipfs-store ls -R --json CID         # every file, for programs
     """,
 )
-@click.argument("image", metavar="CID|NAME")
+@click.argument("image", metavar="CID|NAME", shell_complete=complete)
 @click.argument("path", default="/")
 @click.option("-l", "long", is_flag=True, help="Modes, owners, sizes and times too.")
 @click.option("-R", "recursive", is_flag=True, help="What lies below directories too, by whole paths.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ipfs_store.cli.command import Group
+from ipfs_store.cli.names import complete
 from ipfs_store.cli.settings import Settings, timeout_option
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def command() -> None:
     ipfs-store pin add --name docker.io/me/app:1 ROOT     # under a name that pin ls shows
     """,
 )
-@click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...")
+@click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...", shell_complete=complete)
 @click.option("--name", default="", help="What pin ls shows beside the CID.")
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each, one a line.")
@@ -66,7 +67,7 @@ def add(settings: Settings, cids: tuple[str, ...], name: str, timeout: float | N
     ipfs-store pin rm ROOT    # nothing is deleted before the next gc
     """,
 )
-@click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...")
+@click.argument("cids", nargs=-1, required=True, metavar="CID|NAME...", shell_complete=complete)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each, one a line.")
 @click.pass_obj
 def rm(settings: Settings, cids: tuple[str, ...], as_json: bool) -> None:

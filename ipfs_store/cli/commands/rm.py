@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ipfs_store.cli.command import Command
+from ipfs_store.cli.names import complete
 from ipfs_store.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     ipfs-store rm --gc CID      # and at once
     """,
 )
-@click.argument("images", nargs=-1, required=True, metavar="CID|NAME...")
+@click.argument("images", nargs=-1, required=True, metavar="CID|NAME...", shell_complete=complete)
 @click.option("--gc", "collect", is_flag=True, help="Delete at once what nothing else keeps.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 @click.pass_obj

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ipfs_store.cli.command import Command
+from ipfs_store.cli.names import complete
 from ipfs_store.cli.settings import Settings, timeout_option
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     ipfs-store verify --json CID                       # for programs
     """,
 )
-@click.argument("image", metavar="CID|NAME")
+@click.argument("image", metavar="CID|NAME", shell_complete=complete)
 @timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
