@@ -101,6 +101,29 @@ def test_annotations_that_an_archive_of_docker_lost_are_said_again(ipfs_store: R
     ]
 
 
+@pytest.mark.parametrize("format", ["estargz", "zstdchunked"])
+def test_files_of_a_record_come_first(format: str, ipfs_store: Run, archive: Path, machine: Path) -> None:
+    record = machine / "record.json"
+    record.write_text('{"path":"etc/hello"}\n{"path":"not/there"}\n')
+    new = machine / "new.tar"
+    assert ipfs_store("convert", f"--{format}", f"--{format}-record-in", record, "--oci", archive, new).status == 0
+    first = json.loads(ipfs_store("get-toc-digest", "--dump-toc", new).out.splitlines()[0])
+    names = [entry["name"] for entry in first["entries"] if entry["type"] != "dir"]
+    assert names[:3] == ["etc/hello", ".prefetch.landmark", "big"]
+
+
+def test_options_of_ctr_remote_that_change_nothing_here(ipfs_store: Run, archive: Path, machine: Path) -> None:
+    plain = ipfs_store("convert", "-q", "--estargz", archive, machine / "one.tar")
+    given = ("--estargz-parallelism", "1", "--estargz-gzip-helper", "pigz", "--estargz-chunk-size", "0")
+    assert ipfs_store("convert", "-q", "--estargz", *given, archive, machine / "two.tar").out == plain.out
+
+
+def test_an_image_is_converted_in_place(ipfs_store: Run, archive: Path, machine: Path) -> None:
+    expected = ipfs_store("convert", "-q", "--estargz", archive, machine / "new.tar").out
+    assert ipfs_store("convert", "-q", "--estargz", archive, archive).out == expected
+    assert archive.read_bytes() == (machine / "new.tar").read_bytes()
+
+
 def docker_typed(machine: Path) -> tuple[Path, MadeImage]:
     made = MadeImage([tar({"etc/hello": b"hello"})])
     family = "application/vnd.docker"
@@ -231,6 +254,7 @@ def test_what_does_not_go_together_is_a_mistake_of_usage(options: tuple[str, ...
         ("oci-archive:.", "is a folder"),
         ("oci:", "no target is named"),
         ("oci:full", "something else in it"),
+        ("oci:broken", "not JSON"),
         ("example.com/app@sha256:" + "0" * 64, "names a digest"),
     ],
 )
@@ -239,6 +263,8 @@ def test_a_target_that_is_none_is_one_line(
 ) -> None:
     (machine / "full").mkdir()
     (machine / "full/file").write_text("x")
+    (machine / "broken").mkdir()
+    (machine / "broken/index.json").write_text("x")
     monkeypatch.chdir(machine)
     before = sorted(machine.rglob("*"))
     done = ipfs_store("convert", "-q", archive, target)

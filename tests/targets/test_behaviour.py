@@ -85,7 +85,7 @@ class BreakingOff:
         return self._image.open_blob(descriptor)  # type: ignore[arg-type]
 
 
-async def test_a_conversion_that_breaks_off_leaves_nothing(place: Place, tmp_path: Path) -> None:
+async def test_a_conversion_that_breaks_off_leaves_nothing(place: Place, everywhere: dict[str, Place], tmp_path: Path) -> None:
     source = layout(tmp_path / "source", new_image())
     with pytest.RaisesGroup(Halfway):
         async with open_image(source) as found, place.target("app:1") as target:
@@ -95,6 +95,10 @@ async def test_a_conversion_that_breaks_off_leaves_nothing(place: Place, tmp_pat
             pass
     if place.kind in ("oci", "oci-archive", "docker-archive"):
         assert not Path(place.at).exists()  # noqa: ASYNC240
+    if place.namespace is not None:
+        containerd = everywhere.running(place.kind)  # type: ignore[attr-defined]
+        assert containerd.ctr("content", "ls", "-q", namespace=place.namespace) == ""
+        assert containerd.ctr("leases", "ls", "-q", namespace=place.namespace) == ""
 
 
 async def test_nothing_is_seen_before_the_commit(place: Place, tmp_path: Path) -> None:

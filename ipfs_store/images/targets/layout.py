@@ -41,12 +41,13 @@ class LayoutTarget:
         return self._blobs
 
     def prepare(self) -> None:
-        """Make the folders; raises InvalidInput (something else is there), StorageFailed. Synchronous."""
+        """Make the folders; raises InvalidInput (something else is there), InvalidDescriptor, StorageFailed. Synchronous."""
         if self._path.exists():
             if not self._path.is_dir():
                 raise InvalidInput(f"{self._path} is no folder", hint=f"for a layout in a tar: oci-archive:{self._path}")
             if not (self._path / MARKER).exists() and not (self._path / INDEX).exists() and any(self._path.iterdir()):
                 raise InvalidInput(f"{self._path} is a folder with something else in it than an OCI layout")
+            self._listed()  # what cannot be added to is told before the work
         try:
             for folder in (self._path, self._path / "blobs", self._blobs):
                 if not folder.exists():
@@ -110,14 +111,15 @@ class LayoutTarget:
         with storage.opened_folder(self._path) as handle, _locked(handle):
             if not (self._path / MARKER).exists():
                 storage.write_small(self._path / MARKER, LAYOUT)
-            index = self._path / INDEX
-            before = (
-                Index.parse(_limited(index), where=str(index), media_type=OCI_INDEX)
-                if index.exists()
-                else Index(OCI_INDEX, (), {"schemaVersion": 2, "mediaType": OCI_INDEX})
-            )
+            before = self._listed()
             added = [entry(image.root, name) for image, name in zip(images, names, strict=True)]
-            storage.write_small(index, before.replace(manifests=merged(before.manifests, added)).to_bytes())
+            storage.write_small(self._path / INDEX, before.replace(manifests=merged(before.manifests, added)).to_bytes())
+
+    def _listed(self) -> Index:
+        index = self._path / INDEX
+        if not index.exists():
+            return Index(OCI_INDEX, (), {"schemaVersion": 2, "mediaType": OCI_INDEX})
+        return Index.parse(_limited(index), where=str(index), media_type=OCI_INDEX)
 
 
 def with_suffix_of_tag(name: str, suffix: str) -> str:
