@@ -42,7 +42,10 @@ class Reader:
                 self._at += hole
                 continue
             taken = min(start + length - self._at, count - len(out))
-            out += self._tar.stored(taken)
+            data = self._tar.stored(taken)
+            if len(data) != taken:
+                raise InvalidLayer("a sparse file in the layer's tar has more pieces than contents")
+            out += data
             self._at += taken
             if self._at >= start + length:
                 self._pieces.pop()
