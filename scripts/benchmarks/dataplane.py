@@ -1,0 +1,209 @@
+"""The cold path of native mounts: what is asked for the first time, with its blocks in the local embedded node; and metadata, built and kept.
+
+Needs root and 2 GB below /var/tmp; two minutes. ``cold``, ``metadata`` and ``fairness`` are for other benchmarks to call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ipfs_store.cids import format_cid
+from ipfs_store.dag.builder import FileBuilder
+from ipfs_store.dag.chunker import Chunker
+from ipfs_store.formats.options import WriteOptions
+from ipfs_store.formats.writer import write_layer
+from ipfs_store.nodes.blockstore import BlockStore
+from scripts.benchmarks.rows import Row
+from snapshotter.dataplane.client import DataPlane, Launch
+from tests.dataplane.conftest import Source
+from tests.native.conftest import Native, a_plane, tar_of
+
+MB = 1_000_000
+_TIMES = 3
+_LARGE = 500 * MB
+_STALLED = 100
+
+
+def run() -> list[Row]:
+    """All rows."""
+    with _scratch() as top:
+        return [*cold(top), *metadata(top), *fairness()]
+
+
+def cold(top: Path) -> list[Row]:
+    """A large file in order, and small ones."""
+    small = {f"d{number // 50}/f{number}": os.urandom(1000 + number * 3) + b"line of text\n" * (number % 300) for number in range(1000)}
+    source = _push(top, "cold", {"large": _half_random(_LARGE), **small})
+    plain = top / "plain"
+    plain.mkdir()
+    subprocess.run(["tar", "-xf", top / "cold.tar", "-C", plain], check=True)
+    paths = list(small)
+    rates, ours, reference = [], [], []
+    for _ in range(_TIMES):
+        with _plane(top) as native:
+            root = native.overlay(native.image_of(source))
+            rates.append(_LARGE / MB / _seconds(lambda root=root: _drain(root / "large")))
+            ours.append(_seconds(lambda root=root: _read_all(root, paths)))
+        with _overlay(top, plain) as root:
+            _forget(plain, paths)
+            reference.append(_seconds(lambda root=root: _read_all(root, paths)))
+    return [
+        Row("a 500 MB file, first read", "MB/s", max(rates), target=500, at_least=True),
+        Row("1,000 small files, first read", "seconds", min(ours), min(reference), target=4),
+    ]
+
+
+def metadata(top: Path) -> list[Row]:
+    """A layer of 30,000 files, mounted for the first time and again; ten of them in memory."""
+    sources = [
+        _push(top, f"many{number}", {f"d{n // 40}/n{number}-{n}": b"%d %d" % (number, n) for n in range(30_000)}) for number in range(10)
+    ]
+    first, again = [], []
+    with _plane(top) as native:
+        native.image_of(_push(top, "one", {"a": b"a"}))  # the processes are warm, as they are when an image has a second layer
+        for source in sources:
+            first.append(_seconds(lambda source=source: native.image_of(source)))
+        native.unmount_all()
+        for number in native.numbers.values():
+            native.dataplane.unmount(number)
+        for source in sources:
+            again.append(_seconds(lambda source=source: native.image_of(source)))
+        rss = native.dataplane.status().rss_bytes
+    return [
+        Row("a layer of 30,000 files, mounted from its TOC", "seconds", min(first), target=0.5),
+        Row("the same, mounted before", "seconds", min(again), target=0.05),
+        Row("ten of them, the data plane", "MB", rss / MB, target=150),
+    ]
+
+
+def fairness() -> list[Row]:
+    """One image read while reads of another stall."""
+    with a_plane() as native:
+        data = {f"f{number}": os.urandom(2_000_000) for number in range(12)}
+        well = [native.root(f"well{turn}", {path: os.urandom(2_000_000) for path in data}) for turn in range(2)]
+        stalled = native.root("stalled", {f"s{number}": os.urandom(1_500_000) for number in range(_STALLED)})
+        alone = _seconds(lambda: _read_all(well[0], list(data)))
+        native.faults("hold")
+        readers = [subprocess.Popen(["cat", stalled / f"s{number}"], stdout=subprocess.DEVNULL) for number in range(_STALLED)]
+        try:
+            while sum(wait.readers for wait in native.status("stalled").waiting) < _STALLED:
+                time.sleep(0.05)
+            native.faults("ok")
+            beside = _seconds(lambda: _read_all(well[1], list(data)))
+        finally:
+            for reader in readers:
+                reader.kill()
+                reader.wait()
+            native.faults("ok")
+    return [Row(f"another image, {_STALLED} reads of one stalled", "seconds", beside, alone, target=1.5)]
+
+
+class _Native(Native):
+    def image_of(self, source: Source) -> Path:
+        """The layer's metadata, mounted."""
+        return self.image(source.cid, source.toc_digest)
+
+
+@contextlib.contextmanager
+def _plane(top: Path) -> Iterator[_Native]:
+    folder = Path(tempfile.mkdtemp(prefix="plane-", dir=top))
+    launch = Launch(
+        mountpoint=folder / "mount",
+        control=folder / "control.sock",
+        cache=folder / "cache",
+        node="embedded",
+        node_path=top / "node",
+        log=folder / "log",
+        read_ahead_kib=4096,
+    )
+    dataplane = DataPlane(launch)
+    try:
+        with contextlib.ExitStack() as stack:
+            dataplane.start()
+            yield _Native(folder, dataplane, stack)
+    finally:
+        dataplane.stop()
+        shutil.rmtree(folder)
+
+
+def _push(top: Path, name: str, files: dict[str, bytes]) -> Source:
+    """The files as a layer in the embedded node, cut as a push cuts it."""
+    blob = top / f"{name}.blob"
+    written = write_layer(tar_of(top / f"{name}.tar", files), blob, WriteOptions())
+    store = BlockStore(top / "node")
+    builder = FileBuilder()
+    data = memoryview(blob.read_bytes())
+    for leaf in Chunker().leaves(data):
+        for cid, block in builder.add(bytes(leaf)):
+            store.write(cid, block)
+    for cid, block in builder.finish():
+        store.write(cid, block)
+    store.close()
+    blob.unlink()
+    assert builder.root is not None
+    return Source(format_cid(builder.root), toc_digest=written.toc_digest)
+
+
+@contextlib.contextmanager
+def _overlay(top: Path, lower: Path) -> Iterator[Path]:
+    """overlayfs on an unpacked layer."""
+    folder = Path(tempfile.mkdtemp(prefix="overlay-", dir=top))
+    for name in ("upper", "work", "root"):
+        (folder / name).mkdir()
+    options = f"lowerdir={lower},upperdir={folder}/upper,workdir={folder}/work"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, folder / "root"], check=True)
+    try:
+        yield folder / "root"
+    finally:
+        subprocess.run(["umount", folder / "root"], check=True)
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    top = Path(tempfile.mkdtemp(prefix="bench-dataplane-", dir="/var/tmp"))
+    try:
+        yield top
+    finally:
+        shutil.rmtree(top)
+
+
+def _half_random(size: int) -> bytes:
+    pieces = []
+    for _ in range(size // 1_000_000):
+        pieces += [os.urandom(500_000), os.urandom(250_000).hex().encode()]
+    return b"".join(pieces)
+
+
+def _drain(path: Path) -> None:
+    buffer = bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def _read_all(root: Path, paths: Sequence[str]) -> None:
+    for path in paths:
+        with open(f"{root}/{path}", "rb", buffering=0) as file:  # noqa: PTH123
+            while file.read(1 << 20):
+                pass
+
+
+def _forget(root: Path, paths: Sequence[str]) -> None:
+    """Drop the files' pages, as if they had not been read since the machine started (but for directories and inodes)."""
+    os.sync()
+    for path in paths:
+        with (root / path).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
