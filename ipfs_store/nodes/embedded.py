@@ -95,6 +95,15 @@ class EmbeddedNode:
         """The block, if the store itself has it, verified; nobody else is asked."""
         return await self._on_disk(self.store.read, cid)
 
+    async def local_many(self, cids: Sequence[Cid]) -> list[bytes | None]:
+        """Those of the blocks that the store itself has, verified, in one go of a thread: for a range of a file, one leaf of 32 KiB at a time
+        costs more than its bytes."""
+        return await self._on_disk(lambda: [self.store.read(cid) for cid in cids])
+
+    async def local_run(self, cids: Sequence[Cid]) -> int:
+        """How many of the blocks, from the first on, the store itself has; none of them is read."""
+        return await self._on_disk(lambda: next((number for number, cid in enumerate(cids) if not self.store.has(cid)), len(cids)))
+
     async def has(self, cid: Cid) -> bool:
         """Whether the store has the block."""
         return await self._on_disk(self.store.has, cid)

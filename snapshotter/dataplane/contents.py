@@ -34,6 +34,9 @@ NAME = b"content"
 """Of the folder below the mount's root."""
 FOREVER = 1e9
 """Seconds; a content does not change."""
+_LOOKUPS = 2
+"""Times that the kernel asks for one opening of a file: it tries again in here, and then from the top, where it finds the file in the store.
+Who asks once more has not found it; ESTALE would be the program's then."""
 _AGAIN = 2.0
 """Seconds after which a lookup is not the same opening any more."""
 _REMEMBERED = 1000
@@ -78,12 +81,17 @@ class ContentTree:
             raise FUSEError(errno.ENOENT)  # not to be remembered: a layer that has it may be mounted in a moment
         layer, index = sources[0]
         size = layer.index.size[index]
-        if size > SMALL or changes_metadata(ctx.pid) or self._comes_again(ctx.pid, content):
+        if size > SMALL or changes_metadata(ctx.pid):
             return _file(content, size)
+        times = self._times(ctx.pid, content)
+        if times > _LOOKUPS:
+            return _file(content, size)
+        if times > 1:
+            raise FUSEError(errno.ESTALE)
         with self._waiters.wait(ctx.pid) as scope:
             try:
-                if not await trio.to_thread.run_sync(self._store.has, content, limiter=self._threads):
-                    await self._promote(content, sources)
+                await self._promote(content, sources)
+                self._told[ctx.pid, content] = trio.current_time() + _AGAIN, 1
                 self._store.room.keep_young(self._store.path(content))
             except StorageFailed as error:
                 self._store.room.say_once(error.message)
@@ -132,18 +140,16 @@ class ContentTree:
                 return data
         raise FUSEError(errno.EIO) from failure
 
-    def _comes_again(self, thread: int, content: ContentId) -> bool:
-        """Whether the thread was told twice that the content is in the store, and has not found it there.
-
-        The kernel asks twice for one opening: it tries again in here, then from the top. ESTALE a third time would be the program's.
-        """
+    def _times(self, thread: int, content: ContentId) -> int:
+        """How many times the thread has asked, since it was first told that the content is in the store; with this time."""
         now = trio.current_time()
         until, times = self._told.get((thread, content), (0.0, 0))
-        times = times + 1 if until > now else 1
+        if until <= now:
+            return 1
+        self._told[thread, content] = until, times + 1
         if len(self._told) > _REMEMBERED:
             self._told = {key: told for key, told in self._told.items() if told[0] > now}
-        self._told[thread, content] = now + _AGAIN, times
-        return times > 2
+        return times + 1
 
     def _sources(self, content: ContentId) -> Iterator[tuple[NativeLayer, int]]:
         """Every layer that has the content, and under which number."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import trio
 
-from ipfs_store.cids import Cid, parse_cid
-from ipfs_store.dag.file import GetBlock, UnixfsFile
+from ipfs_store.cids import RAW, Cid, codec_of, parse_cid
+from ipfs_store.dag.file import GetBlock, UnixfsFile, cut
 from ipfs_store.formats.footer import TocLocation
 from ipfs_store.formats.layer import load_toc, open_layer
 from ipfs_store.nodes.interface import Node
@@ -22,6 +23,12 @@ from snapshotter.dataplane.server import LayerSource
 # A leaf of 128 KiB to 1 MiB holds the streams of some dozens of small files, which are read one soon after the other: without these, the
 # leaf would be read and hashed again for each (measured on a Debian image: 24 times its bytes). Kept by all layers together.
 RECENT_BLOCK_BYTES = 16 << 20
+# How far to go on over leaves that are on the disk, where small files are read one after the other: a lookup costs some 0.5 ms besides its
+# bytes, 256 KiB of leaves 4 ms with a hundred files put into the store.
+AHEAD_FIRST = 64 << 10
+AHEAD_MOST = 512 << 10
+# A reader of a directory's files skips some, and what lies between them.
+AHEAD_GAP = 128 << 10
 
 
 class NodeSource:
@@ -37,7 +44,7 @@ class NodeSource:
         blob = await UnixfsFile.open(get, parse_cid(cid))
         layer = await open_layer(blob, toc_digest=toc_digest)
         tree = await trio.to_thread.run_sync(build_tree, layer.toc)
-        return Opened(tree, LaterFile(get, blob.cid, blob), layer.decode)
+        return Opened(tree, LayerBlob(self._node, get, counters, blob.cid, blob), layer.decode)
 
     async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
         """See `server.LayerSource`; raises what `open` does."""
@@ -45,7 +52,7 @@ class NodeSource:
 
     def blob(self, cid: str, counters: Counters) -> Blob:
         """See `server.LayerSource`; raises InvalidCid."""
-        return LaterFile(self._getter(counters), parse_cid(cid))
+        return LayerBlob(self._node, self._getter(counters), counters, parse_cid(cid))
 
     def _getter(self, counters: Counters) -> GetBlock:
         async def get(wanted: Cid) -> bytes:
@@ -59,22 +66,58 @@ class NodeSource:
         return get
 
 
-class LaterFile:
-    """A UnixFS file that is opened when it is read for the first time: a layer whose metadata are kept is mounted without any network."""
+@runtime_checkable
+class LocalBlocks(Protocol):
+    """A node whose blocks on the disk are read at once, many at a time."""
 
-    def __init__(self, get: GetBlock, cid: Cid, file: UnixfsFile | None = None) -> None:
+    async def local_many(self, cids: Sequence[Cid]) -> list[bytes | None]: ...  # noqa: D102
+
+    async def local_run(self, cids: Sequence[Cid]) -> int: ...  # noqa: D102
+
+
+class LayerBlob:
+    """A layer's UnixFS file, opened when it is read for the first time: a layer whose metadata are kept is mounted without any network."""
+
+    def __init__(self, node: Node, get: GetBlock, counters: Counters, cid: Cid, file: UnixfsFile | None = None) -> None:
+        self._local = node if isinstance(node, LocalBlocks) else None
         self._get = get
+        self._counters = counters
         self._cid = cid
         self._file = file
+        self._next = -1
+        self._ahead = 0
 
     async def read(self, offset: int, length: int) -> bytes:
         """See `UnixfsFile.read`, and `UnixfsFile.open`."""
-        return await (await self._opened()).read(offset, length)
+        file = await self._opened()
+        leaves = await file.leaves(offset, length)
+        if self._local is not None and len(leaves) > 1 and all(codec_of(leaf.cid) == RAW for leaf in leaves):
+            blocks = await self._local.local_many([leaf.cid for leaf in leaves])
+            pieces = [cut(leaf, data, offset, length) for leaf, data in zip(leaves, blocks, strict=True) if data and len(data) == leaf.size]
+            if len(pieces) == len(leaves):
+                self._counters.fetched += sum(leaf.size for leaf in leaves)
+                return b"".join(pieces)
+        return await file.read(offset, length)
 
     async def extent(self, offset: int, length: int) -> tuple[int, int]:
-        """See `Blob.extent`; raises what `UnixfsFile.open` does."""
-        leaves = await (await self._opened()).leaves(offset, length)
-        return leaves[0].offset, leaves[-1].offset + leaves[-1].size
+        """See `Blob.extent`; raises what `UnixfsFile.open` does.
+
+        Where small ranges are read one behind the other, it goes on over leaves that are on the disk already, twice as far each time.
+        """
+        file = await self._opened()
+        leaves = await file.leaves(offset, length)
+        start, end = leaves[0].offset, leaves[-1].offset + leaves[-1].size
+        if self._local is None or length > AHEAD_FIRST:
+            return start, end
+        near = self._next <= offset <= self._next + AHEAD_GAP
+        self._ahead = min(max(2 * self._ahead, AHEAD_FIRST), AHEAD_MOST) if near else 0
+        if self._ahead and end < file.size:
+            more = await file.leaves(end, min(self._ahead, file.size - end))
+            count = await self._local.local_run([leaf.cid for leaf in more])
+            if count:
+                end = more[count - 1].offset + more[count - 1].size
+        self._next = end
+        return start, end
 
     async def _opened(self) -> UnixfsFile:
         if self._file is None:
