@@ -17,20 +17,20 @@ from ipfs_store.erofs.xattrs import SharedXattrs
 
 BLOCK = 4096
 _FIRST_INODE = 2048
-_MAGIC = 0xE0F5E1E2
+MAGIC = 0xE0F5E1E2
 _CHUNKED_FILE = 0x4  # feature_incompat
-_PLAIN, _INLINE, _CHUNKED = 0, 2, 4
+_PLAIN, INLINE, _CHUNKED = 0, 2, 4
 _MAX_CHUNK_BITS = 31  # 5 bits for log2(chunk size / block size): a chunk is at most 8 TiB
 _HOLE = b"\xff\xff\xff\xff"
 # Over this size a directory or link goes into a block of its own: inline, it would push inodes apart to stay inside one block.
 _MAX_INLINE = BLOCK // 2
-_TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFSOCK: 6, stat.S_IFLNK: 7}
-_INODE = struct.Struct("<HHHHQIIIIQII16x")
-_DIRENT = struct.Struct("<QHBB")
+TYPES = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFCHR: 3, stat.S_IFBLK: 4, stat.S_IFIFO: 5, stat.S_IFSOCK: 6, stat.S_IFLNK: 7}
+INODE = struct.Struct("<HHHHQIIIIQII16x")
+DIRENT = struct.Struct("<QHBB")
 _DIRENT_SIZE = 12
 _SPECIAL = (b"", b".", b"..")
 _BY_NAME = itemgetter(0)
-_SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")
+SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")
 
 
 class _Placed:
@@ -68,8 +68,8 @@ def write_image(root: Inode) -> bytes:
         image += shared.area
         image += bytes(-len(image) % BLOCK)
     _encode(placed, image)
-    _SUPERBLOCK.pack_into(
-        image, 1024, _MAGIC, 0, 0, 12, 0, placed[0].at // 32, len(placed), 0, 0, len(image) // BLOCK, 0,
+    SUPERBLOCK.pack_into(
+        image, 1024, MAGIC, 0, 0, 12, 0, placed[0].at // 32, len(placed), 0, 0, len(image) // BLOCK, 0,
         xattr_block if shared.area else 0, bytes(16), bytes(16), _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return bytes(image)
@@ -179,13 +179,13 @@ def _encode(placed: list[_Placed], image: bytearray) -> None:
         elif node.blocks:
             size = (len(node.blocks) - 1) * BLOCK + node.last
             if node.tail:
-                layout, data = _INLINE, _directory_block(node.blocks[0])
+                layout, data = INLINE, _directory_block(node.blocks[0])
             else:
                 union = _append(image, b"".join(_padded(_directory_block(block)) for block in node.blocks))
         elif inode.link:
             size = len(inode.link)
             if node.tail:
-                layout, data = _INLINE, inode.link
+                layout, data = INLINE, inode.link
             else:
                 union = _append(image, _padded(inode.link))
         else:
@@ -195,7 +195,7 @@ def _encode(placed: list[_Placed], image: bytearray) -> None:
                 union = (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
         body = node.xattrs + data
         count = (len(node.xattrs) - 12) // 4 + 1 if node.xattrs else 0
-        _INODE.pack_into(
+        INODE.pack_into(
             image, node.at, 1 | layout << 1, count, inode.mode, 0, size, union, number, inode.uid, inode.gid,
             inode.mtime & 0xFFFFFFFFFFFFFFFF, inode.mtime_ns, node.nlink,
         )  # fmt: skip
@@ -206,7 +206,7 @@ def _directory_block(entries: list[tuple[bytes, _Placed]]) -> bytes:
     offset = _DIRENT_SIZE * len(entries)
     heads = []
     for name, child in entries:
-        heads.append(_DIRENT.pack(child.at // 32, offset, _TYPES[child.inode.mode & 0o170000], 0))
+        heads.append(DIRENT.pack(child.at // 32, offset, TYPES[child.inode.mode & 0o170000], 0))
         offset += len(name)
     heads += [name for name, _ in entries]
     return b"".join(heads)

@@ -37,7 +37,7 @@ class SharedXattrs:
         if not xattrs:
             return _alone(redirect) if redirect else b""
         if redirect:
-            xattrs = {**xattrs, _METACOPY: b"", _REDIRECT: redirect}
+            xattrs = {**xattrs, METACOPY: b"", REDIRECT: redirect}
         shared: list[int] = []
         inline = bytearray()
         for item in sorted(xattrs.items()):
@@ -54,12 +54,12 @@ class SharedXattrs:
         return body
 
 
-_METACOPY, _REDIRECT = b"trusted.overlay.metacopy", b"trusted.overlay.redirect"
+METACOPY, REDIRECT = b"trusted.overlay.metacopy", b"trusted.overlay.redirect"
 
 
 def _alone(redirect: bytes) -> bytes:
     """The body of a file that has nothing but a redirect: nearly every regular file."""
-    body = _BEFORE_REDIRECT + struct.pack("<H", len(redirect)) + _REDIRECT[8:] + redirect
+    body = _BEFORE_REDIRECT + struct.pack("<H", len(redirect)) + REDIRECT[8:] + redirect
     return body + bytes(-len(body) % 4)
 
 
@@ -78,4 +78,29 @@ def _entry(name: bytes, value: bytes) -> bytes:
     return entry + bytes(-len(entry) % 4)
 
 
-_BEFORE_REDIRECT = bytes(_IBODY_HEADER) + _entry(_METACOPY, b"") + struct.pack("<BB", len(_REDIRECT) - 8, 4)
+_BEFORE_REDIRECT = bytes(_IBODY_HEADER) + _entry(METACOPY, b"") + struct.pack("<BB", len(REDIRECT) - 8, 4)
+
+
+def read_body(body: bytes, image: bytes, shared_at: int) -> dict[bytes, bytes]:
+    """The attributes of an inode: those in its ``body``, and those that it refers to, behind ``shared_at`` of the image."""
+    found: dict[bytes, bytes] = {}
+    count = body[4]
+    for number in struct.unpack_from(f"<{count}I", body, _IBODY_HEADER):
+        name, value, _ = _read_entry(image, shared_at + 4 * number)
+        found[name] = value
+    at = _IBODY_HEADER + 4 * count
+    while at < len(body):
+        name, value, at = _read_entry(body, at)
+        found[name] = value
+    return found
+
+
+def _read_entry(data: bytes, at: int) -> tuple[bytes, bytes, int]:
+    length, index, size = struct.unpack_from("<BBH", data, at)
+    at += 4
+    name = _NAMES[index] + data[at : at + length]
+    end = at + length + size
+    return name, data[at + length : end], end + -end % 4
+
+
+_NAMES = {number: prefix for prefix, number in _PREFIXES} | {number: name for name, number in _WHOLE.items()}

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ from ipfs_store.errors import IpfsStoreError, Unavailable
 from snapshotter.dataplane.control import (
     Answer,
     Ask,
+    Chain,
     Check,
     Done,
     Failed,
@@ -211,6 +213,14 @@ class DataPlane:
         """
         request = Mount(layer, source.cid, source.digest, source.toc_digest, timeout, mode="native", namespace=namespace)
         done = self._patiently(request, timeout + ANSWER_TIMEOUT)
+        return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
+
+    def mount_chain(self, layers: Sequence[int], *, timeout: float = 60.0) -> NativeMount:
+        """One metadata image for native layers that are mounted, the lowest first: long chains mount as three layers then.
+
+        Raises DataPlaneFailed, DataPlaneGone.
+        """
+        done = self._done(Chain(tuple(layers)), timeout + ANSWER_TIMEOUT)
         return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
 
     def unmount(self, layer: int) -> None:

@@ -35,6 +35,13 @@ class Unmount(msgspec.Struct, frozen=True, tag="unmount", tag_field="op"):
     layer: int
 
 
+class Chain(msgspec.Struct, frozen=True, tag="chain", tag_field="op"):
+    """Have one metadata image made for a chain of native layers, which stay mounted for their contents."""
+
+    layers: tuple[int, ...]
+    """The lowest first."""
+
+
 class Check(msgspec.Struct, frozen=True, tag="check", tag_field="op"):
     """Is this layer mounted?"""
 
@@ -49,7 +56,7 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt", tag_field="op"):
     """From a new holder, after the one before was lost: hand over the FUSE connection, and a channel."""
 
 
-Request = Mount | Unmount | Check | Ask | Adopt
+Request = Mount | Unmount | Chain | Check | Ask | Adopt
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", tag_field="answer"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +22,7 @@ from snapshotter.dataplane.layers import Blob, Counters, NativeLayer
 from snapshotter.dataplane.upkeep import Upkeep
 from snapshotter.metadata import ContentIndex
 from snapshotter.metadata.contentid import Scope, make_scope
-from snapshotter.metadata.kept import Job, KeptMetadata
+from snapshotter.metadata.kept import IMAGE, ChainJob, Job, KeptMetadata
 from snapshotter.metadata.workers import Workers
 
 _log = logging.getLogger(__name__)
@@ -107,7 +107,20 @@ class NativeLayers:
                 index = await self._find_or_build(request, name, scope, counters)
                 layer = self._contents.layers[folder.name] = self._layer(request, folder.name, scope, index, counters)
             layer.numbers.add(request.layer)
-        return folder / "metadata.erofs"
+        return folder / IMAGE
+
+    async def chain(self, numbers: Sequence[int]) -> Path:
+        """One metadata image for these layers, the lowest first, whiteouts applied; ready. Raises StorageFailed."""
+        by_number = {number: layer for layer in self for number in layer.numbers}
+        missing = [number for number in numbers if number not in by_number]
+        if missing or not numbers:
+            raise StorageFailed(f"layer {missing[0] if missing else 'of nothing'} is not mounted natively, and cannot be part of a chain")
+        images = tuple(self._kept.folder / by_number[number].key / IMAGE for number in numbers)
+        folder = self._kept.folder_of_chain(images)
+        async with self._building.setdefault(folder.name, trio.Lock()):
+            if not await trio.to_thread.run_sync((folder / IMAGE).exists):
+                await self._workers.run(ChainJob(folder, images))
+        return folder / IMAGE
 
     def unmount(self, number: int) -> None:
         """Stop serving the layer, unless it has another number too; nothing happens if it is not mounted."""

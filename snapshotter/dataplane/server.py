@@ -30,6 +30,7 @@ from snapshotter.dataplane.control import (
     Adopted,
     Answer,
     Ask,
+    Chain,
     Check,
     Done,
     Failed,
@@ -270,6 +271,8 @@ class DataPlaneServer:
             case Unmount():
                 await self._unmount(request.layer)
                 return Done()
+            case Chain():
+                return self._native_answer(await self._native.chain(request.layers))
             case Check():
                 return Done(
                     yes=(request.layer in self._operations.layers or request.layer in self._native)
@@ -295,13 +298,16 @@ class DataPlaneServer:
         """Serve the layer, if it is not served already; raises IpfsStoreError."""
         if request.mode == "native":
             image = await self._native.mount(request)
-            return Done(path=str(image), data=(str(self._store.data), str(self._settings.mountpoint / os.fsdecode(CONTENT_NAME))))
+            return self._native_answer(image)
         there = self._operations.layers.get(request.layer)
         if there is None:
             await self._open_portable(request)
         elif (there.cid, there.toc_digest) != (request.cid, request.toc_digest):
             raise StorageFailed(f"layer {request.layer} is mounted from {there.cid} already; unmount it before it becomes {request.cid}")
         return Done(path=str(self._settings.mountpoint / str(request.layer)))
+
+    def _native_answer(self, image: Path) -> Done:
+        return Done(path=str(image), data=(str(self._store.data), str(self._settings.mountpoint / os.fsdecode(CONTENT_NAME))))
 
     async def _open_portable(self, request: Mount) -> None:
         counters = Counters()

@@ -10,17 +10,18 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipfs_store.erofs import write_image
+from ipfs_store.erofs import merge_trees, read_image, write_image
 from ipfs_store.errors import StorageFailed
 from ipfs_store.formats.document import decode_document
 from ipfs_store.formats.entries import decode_toc
 from ipfs_store.formats.footer import TocLocation
 from snapshotter.metadata.build import build_metadata
 from snapshotter.metadata.contentid import Scope
-from snapshotter.metadata.index import ContentIndex, encode_index
+from snapshotter.metadata.index import ContentIndex, Contents, encode_index
 
 IMAGE = "metadata.erofs"
 INDEX = "contents.index"
@@ -42,6 +43,21 @@ class Job:
     """The TOC's digest or the blob's CID."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChainJob:
+    """One image to be made of those of a chain of layers."""
+
+    folder: Path
+    """Where it is to appear."""
+    images: tuple[Path, ...]
+    """The lowest first."""
+
+    @property
+    def layer(self) -> str:
+        """For messages."""
+        return f"a chain of {len(self.images)} layers"
+
+
 class KeptMetadata:
     """What was built, below ``folder``."""
 
@@ -51,6 +67,10 @@ class KeptMetadata:
     def folder_of(self, layer: str, scope: Scope) -> Path:
         """Where the metadata of a layer are, or will be. ``layer``: the TOC's digest or, if that is not known, the blob's CID."""
         return self.folder / hashlib.sha256(_FORMAT + scope + layer.encode()).hexdigest()
+
+    def folder_of_chain(self, images: Sequence[Path]) -> Path:
+        """Where the image of a chain of layers is, or will be."""
+        return self.folder / hashlib.sha256(_FORMAT + b"chain\0" + "\0".join(image.parent.name for image in images).encode()).hexdigest()
 
     def find(self, layer: str, scope: Scope) -> tuple[Path, ContentIndex] | None:
         """The image and the index if they are here; the index is mapped. Raises StorageFailed where they cannot be read."""
@@ -102,6 +122,16 @@ def build(job: Job) -> None:
     metadata = build_metadata(toc, scope=job.scope, layer=job.layer)
     image = write_image(metadata.root)
     write_pair(job.folder, image, encode_index(metadata.contents, kind=location.kind, entries=len(toc.entries), image=image))
+
+
+def build_chain(job: ChainJob) -> None:
+    """Do the job: 0.4 s of CPU for 30,000 entries. Its index is empty: contents are looked for in those of the layers. Raises StorageFailed."""
+    try:
+        images = [path.read_bytes() for path in job.images]
+    except OSError as error:
+        raise StorageFailed(f"{error.filename} cannot be read: {error.strerror}") from error
+    image = write_image(merge_trees([read_image(data) for data in images]))
+    write_pair(job.folder, image, encode_index(Contents(), kind="estargz", entries=0, image=image))
 
 
 def write_pair(folder: Path, image: bytes, index: bytes) -> None:

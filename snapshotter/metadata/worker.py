@@ -1,4 +1,4 @@
-"""``python -m snapshotter.metadata.worker``: builds metadata, one `Job` after the other, as `workers.Workers` sends them on standard input."""
+"""``python -m snapshotter.metadata.worker``: builds metadata, one `Job` or `ChainJob` after the other, as `workers.Workers` sends them on standard input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from typing import BinaryIO
 
 from ipfs_store.errors import IpfsStoreError
-from snapshotter.metadata.kept import Job, build
+from snapshotter.metadata.kept import ChainJob, Job, build, build_chain
 
 LENGTH = struct.Struct("<Q")
 
@@ -27,9 +27,12 @@ def main(jobs: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def _do(job: Job) -> IpfsStoreError | None:
+def _do(job: Job | ChainJob) -> IpfsStoreError | None:
     try:
-        build(job)
+        if isinstance(job, ChainJob):
+            build_chain(job)
+        else:
+            build(job)
     except IpfsStoreError as error:
         return error.with_traceback(None)
     return None

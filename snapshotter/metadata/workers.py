@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed
-from snapshotter.metadata.kept import Job
+from snapshotter.metadata.kept import ChainJob, Job
 from snapshotter.metadata.worker import LENGTH
 
 # A builder that took more than this for a large layer is replaced: Python gives little back.
@@ -31,7 +31,7 @@ class Workers:
         if not self._idle:
             self._idle.append(await self._start())
 
-    async def run(self, job: Job) -> None:
+    async def run(self, job: Job | ChainJob) -> None:
         """Have the job done; raises what `kept.build` raises, and StorageFailed where no process can be had. A job that is cancelled is killed."""
         async with self._limit:
             process = await self._take()
@@ -70,7 +70,7 @@ class Workers:
         except OSError as error:
             raise StorageFailed(f"no process can be started to build a layer's metadata: {error}") from error
 
-    async def _exchange(self, process: trio.Process, job: Job) -> IpfsStoreError | None:
+    async def _exchange(self, process: trio.Process, job: Job | ChainJob) -> IpfsStoreError | None:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("a worker without pipes")
         data = pickle.dumps(job)

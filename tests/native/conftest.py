@@ -19,7 +19,7 @@ import pytest
 
 from ipfs_store.formats.options import WriteOptions
 from ipfs_store.formats.writer import write_layer
-from snapshotter.dataplane.client import DataPlane, Launch
+from snapshotter.dataplane.client import DataPlane, Launch, NativeMount
 from snapshotter.dataplane.control import LayerStatus
 from tests.dataplane.conftest import GIVE_UP, Source
 from tests.requirements import require_fuse
@@ -62,7 +62,14 @@ class Native:
     def image(self, name: str, toc_digest: str = "", *, namespace: str = "") -> Path:
         """The layer's metadata, mounted."""
         number = self.numbers.setdefault(name, len(self.numbers) + 1)
-        native = self.dataplane.mount_native(number, Source(name, toc_digest=toc_digest), namespace=namespace)
+        return self.mounted(self.dataplane.mount_native(number, Source(name, toc_digest=toc_digest), namespace=namespace))
+
+    def chain(self, *names: str) -> Path:
+        """The metadata of layers that were mounted, the lowest first, as one image, mounted."""
+        return self.mounted(self.dataplane.mount_chain([self.numbers[name] for name in names]))
+
+    def mounted(self, native: NativeMount) -> Path:
+        """The image, mounted."""
         self.data = native.data
         point = Path(tempfile.mkdtemp(prefix="meta-", dir=self.folder))
         subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", native.image, point], check=True)

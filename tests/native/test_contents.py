@@ -12,6 +12,7 @@ import pytest
 
 from ipfs_store.formats.footer import locate_toc
 from ipfs_store.formats.names import stargz_footer
+from snapshotter.dataplane.client import DataPlaneFailed
 from tests.native.conftest import Native, a_plane, noise, tar_of
 from tests.native.hostile import Items, rewrite
 from tests.trees import differences, look
@@ -179,3 +180,18 @@ def test_a_cut_file_in_the_cache_is_found_after_an_unclean_boot(native: Native) 
     assert "of the cache were hashed again" in native.log()
     root = native.overlay(native.image("one"))
     assert (root / "a").read_bytes() + (root / "b").read_bytes() == noise("a", 5000) + noise("b", 5000)
+
+
+def test_a_chain_of_layers_is_one_image(native: Native, tmp_path: Path) -> None:
+    make_input.main(str(tmp_path / "input.tar"))
+    below = tar_of(
+        tmp_path / "below.tar", {"var/gone": b"removed above", "var/opaque/old": b"hidden", "etc/hostname": b"old", "etc/x": b"x"}
+    )
+    layers = {"below": native.write("below", below), "input": native.write("input", tmp_path / "input.tar")}
+    images = [native.image(name, digest) for name, digest in layers.items()]
+    stacked = native.overlay(*reversed(images))
+    merged = native.overlay(native.chain("below", "input"))
+    # The root's time is that of the upper directory.
+    assert [line for line in differences(look(stacked), look(merged)) if not line.startswith(".: mtime")] == []
+    with pytest.raises(DataPlaneFailed, match="not mounted natively"):
+        native.dataplane.mount_chain([77])
