@@ -28,7 +28,11 @@ async def find(node: Node, text: str) -> Cid:
             raise
         not_a_cid = error
     wanted = {text, _full_name(text)} - {""}
-    found = [cid for cid, name in (await node.pins()).items() if name in wanted]
+    pins = await node.pins()
+    found = [cid for cid, name in pins.items() if name in wanted]
+    if not found:  # pinned without a name, as `ipfs pin add` does: the image knows its own
+        nameless = {cid: name for cid, name in pins.items() if not name}
+        found = [cid for cid, image in (await _images(node, nameless)).items() if image.name in wanted]
     # A descriptor stands for its root, and for all else that was pinned with it.
     chosen = [cid for cid in found if codec_of(cid) == RAW] or found
     if not chosen:

@@ -99,6 +99,15 @@ async def test_names_find_images(node: Node, tmp_path: Path) -> None:
     assert await find(node, "thing:1") == image.cid
 
 
+async def test_an_image_pinned_without_a_name_is_found_by_its_own(node: Node, tmp_path: Path) -> None:
+    image = await pushed(node, tmp_path)
+    for pin in (image.cid, image.root):
+        await node.unpin(pin)
+    await node.pin(image.root)
+    assert await find(node, "thing:1") == image.root
+    assert [(item.name, item.image.cid) for item in await held_images(node)] == [(NAME, image.root)]
+
+
 async def test_what_a_pull_would_fetch(node: Node, other: EmbeddedNode, tmp_path: Path) -> None:
     image = await pushed(node, tmp_path)
     newer = await pushed(node, tmp_path, made(SECOND), name="docker.io/library/other:1")
