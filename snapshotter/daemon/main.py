@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -78,13 +79,35 @@ def status(config_path: Path | None, as_json: bool) -> None:
     )
     click.echo(f"socket      {found['socket']}")
     click.echo(f"data plane  {'process ' + str(plane['pid']) + ', ' + plane['mountpoint'] if plane else 'not running'}")
+    holder = found["holder"]
+    click.echo(
+        f"holder      {'process ' + str(holder['pid']) + ', ' + str(holder['served']) + ' data planes so far' if holder else 'not running'}"
+    )
+    for image in found["images"]:
+        click.echo(f"image       {image['image'] or image['snapshot']}: {_amounts(image)}")
+    for container in found["containers"]:
+        name = f"{container['namespace']}/{container['container']}".lstrip("/")
+        click.echo(
+            f"{'view' if container['kind'] == 'view' else 'container':<11} {name} of {container['image'] or '?'}, mounted {container['mount']}: {_amounts(container)}"
+        )
     for layer in found["layers"]:
         click.echo(
-            f"layer {layer['layer']:<5} {layer['digest'] or layer['cid']}  {layer['entries']} entries, {layer['bytes']:,} bytes; "
-            f"fetched {layer['bytes_fetched']:,}, read {layer['bytes_read']:,}, files {layer['files_touched']}"
+            f"layer {layer['layer']:<5} {layer['digest'] or layer['cid']} {layer['mode']}  {layer['entries']} entries, {layer['bytes']:,} bytes; "
+            f"cached {layer['bytes_cached']:,}, fetched {layer['bytes_fetched']:,}, read {layer['bytes_read']:,}, files {layer['files_touched']}"
         )
-        for wait in layer["waiting"]:
-            click.echo(f"  waits {wait['seconds']:.0f} s for bytes at {wait['offset']} ({wait['attempts']} attempts): {wait['reason']}")
+    for wait in found["reads"]:
+        click.echo(
+            f"read        waits {wait['seconds']:.1f} s for ipfs://{wait['cid']} at {wait['offset']} ({wait['readers']} readers, {wait['attempts']} attempts): "
+            f"{wait['reason'] or 'under way'}"
+        )
+
+
+def _amounts(of: dict[str, Any]) -> str:
+    modes = "+".join(of["modes"]) or "not mounted"
+    return (
+        f"{of['layers']} layers ({of['layers_lazy']} lazy, {modes}), {of['bytes']:,} bytes, cached {of['bytes_cached']:,}, "
+        f"fetched {of['bytes_fetched']:,}, {of['reads_waiting']} reads wait"
+    )
 
 
 @cli.command()

@@ -64,8 +64,9 @@ def run_daemon(config: Config) -> None:
     if not Path("/dev/fuse").exists():
         raise InvalidInput("there is no /dev/fuse, which layers are mounted by", hint="modprobe fuse; in a container: --device /dev/fuse")
     root = Path(config.root)
-    with _locked(root):
+    with _locked(root), contextlib.ExitStack() as at_end:
         from snapshotter.containerd.connection import connect
+        from snapshotter.daemon.metrics import Metrics
         from snapshotter.mounts.choice import choose
         from snapshotter.service.diff.differ import Differ
         from snapshotter.service.grpc import start_server
@@ -79,6 +80,10 @@ def run_daemon(config: Config) -> None:
             choice = choose(config.mount_mode, plane, root, timeout=config.dataplane.mount_timeout)
             snapshotter = Snapshotter(root, choice.mounter, data=choice.data)
             differ = Differ(snapshotter, root / "scratch", lambda namespace: connect(config.containerd.address, namespace))
+            if config.metrics:
+                at_end.callback(
+                    Metrics(config.metrics, plane, lambda: len(snapshotter.select()), "native" if choice.data else "portable").close
+                )
             server = start_server(snapshotter, Path(config.socket), differ)
         except BaseException:
             if started:  # it would hold a mount that nobody asked for

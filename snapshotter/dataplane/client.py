@@ -235,9 +235,9 @@ class DataPlane:
         except DataPlaneGone:
             return False
 
-    def status(self) -> Status:
-        """What the process says of itself and its layers; raises DataPlaneGone."""
-        answer = self._ask(Ask(), ANSWER_TIMEOUT)
+    def status(self, *, cached: bool = False) -> Status:
+        """What the process says of itself and its layers; ``cached``: also how much of each is on disk. Raises DataPlaneGone."""
+        answer = self._ask(Ask(cached), ANSWER_TIMEOUT)
         if not isinstance(answer, Status):
             raise DataPlaneFailed(f"asked for its status, the data plane said {answer}")
         return answer

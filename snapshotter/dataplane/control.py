@@ -51,6 +51,9 @@ class Check(msgspec.Struct, frozen=True, tag="check", tag_field="op"):
 class Ask(msgspec.Struct, frozen=True, tag="status", tag_field="op"):
     """Say everything about yourself."""
 
+    cached: bool = False
+    """Count, too, how much of each layer is on disk."""
+
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt", tag_field="op"):
     """From a new holder, after the one before was lost: hand over the FUSE connection, and a channel."""
@@ -109,6 +112,9 @@ class LayerStatus(msgspec.Struct, frozen=True):
     misses: int
     """Chunks that had to be fetched."""
     waiting: list[Wait]
+    mode: str = "portable"
+    cached: int | None = None
+    """Bytes of its files that are on disk, where that was asked for."""
 
 
 class Status(msgspec.Struct, frozen=True, tag="status", tag_field="answer"):

@@ -23,6 +23,7 @@ from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
 from ipfs_store.formats.footer import TocLocation
 from snapshotter.cache import ChunkCache, ContentStore, RecentChunks, Room
 from snapshotter.dataplane import control, fusemount
+from snapshotter.dataplane.cached import cached_bytes
 from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ContentTree
 from snapshotter.dataplane.control import (
@@ -42,7 +43,7 @@ from snapshotter.dataplane.control import (
     Wait,
 )
 from snapshotter.dataplane.keeping import ChunkKeeper, Chunks
-from snapshotter.dataplane.layers import Blob, Counters, MountedLayer, Opened, Readable
+from snapshotter.dataplane.layers import Blob, Counters, MountedLayer, NativeLayer, Opened, Readable
 from snapshotter.dataplane.native import NativeLayers
 from snapshotter.dataplane.operations import LayerOperations
 from snapshotter.dataplane.reader import ChunkReader, Key
@@ -278,8 +279,8 @@ class DataPlaneServer:
                     yes=(request.layer in self._operations.layers or request.layer in self._native)
                     and bool(fusemount.mounts_at(self._settings.mountpoint))
                 )
-            case Ask():
-                return self._status()
+            case Ask(cached=cached):
+                return await self._status(cached)
             case Adopt():
                 assert self._session.handshake is not None
                 return Adopted(os.getpid(), list(self._settings.command), self._session.handshake.encode())
@@ -344,7 +345,12 @@ class DataPlaneServer:
     def _changes(self, number: int) -> AbstractAsyncContextManager[None]:
         return self._changing.setdefault(number, trio.Lock())
 
-    def _status(self) -> Status:
+    async def _status(self, cached: bool) -> Status:
+        layers = self._layers()
+        sizes: list[int | None] = [None] * len(layers)
+        if cached:
+            served = [layer for _, layer in layers]
+            sizes[:] = await trio.to_thread.run_sync(cached_bytes, served, self._store.data, self._settings.cache / "chunks")
         waiting: dict[int, list[Wait]] = {}
         for flight in self._scheduler.waiting():
             generation, offset = flight.key
@@ -356,7 +362,10 @@ class DataPlaneServer:
             command=list(self._settings.command),
             cache_bytes=self._cache.used + self._store.room.used + self._store.room.held,
             rss_bytes=_rss(),
-            layers=[_layer_status(number, layer, waiting.get(layer.generation, [])) for number, layer in self._layers()],
+            layers=[
+                _layer_status(number, layer, waiting.get(layer.generation, []), size)
+                for (number, layer), size in zip(layers, sizes, strict=True)
+            ],
         )
 
     def _layers(self) -> list[tuple[int, Readable]]:
@@ -387,7 +396,7 @@ async def _listen(path: Path) -> trio.SocketListener:
     return trio.SocketListener(listening)
 
 
-def _layer_status(number: int, layer: Readable, waiting: list[Wait]) -> LayerStatus:
+def _layer_status(number: int, layer: Readable, waiting: list[Wait], cached: int | None) -> LayerStatus:
     counters = layer.counters
     return LayerStatus(
         layer=number,
@@ -401,6 +410,8 @@ def _layer_status(number: int, layer: Readable, waiting: list[Wait]) -> LayerSta
         hits=counters.hits,
         misses=counters.misses,
         waiting=waiting,
+        mode="native" if isinstance(layer, NativeLayer) else "portable",
+        cached=cached,
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +121,34 @@ def test_after_a_reboot_images_are_there(on_stage: Stage, containerd: PrivateCon
         subprocess.run(["umount", "--lazy", point], check=True)
     start_again(on_stage, containerd)
     assert containerd.ctr(*RUN, "c4") == "vector\n"
+
+
+def test_status_and_metrics_tell_of_images_containers_and_waiting_reads(on_stage: Stage, containerd: PrivateContainerd) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        on_stage.metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    on_stage.end_daemon()
+    start_again(on_stage, containerd)
+    containerd.ctr("run", "-d", "--snapshotter", "ipfs", "lazy", "seen", "sleep", "1000")
+    try:
+        status = on_stage.status()
+        image = next(image for image in status["images"] if image["image"].endswith("lazy"))
+        assert (image["layers"], image["layers_lazy"], image["layers_mounted"], image["modes"]) == (2, 2, 2, [on_stage.mode])
+        assert 0 < image["bytes_cached"] < image["bytes"]
+        container = next(one for one in status["containers"] if one["container"] == "seen")
+        assert (container["namespace"], container["kind"], container["image"]) == ("default", "active", image["image"])
+        assert container["mount"].startswith("overlay at" if on_stage.mode == "native" else "by containerd")
+        assert status["holder"]["pid"] and status["holder"]["served"] >= 1 and status["reads"] == []
+        text = on_stage.daemon("status").stdout
+        assert "image       " in text and "container   default/seen of" in text
+        with urllib.request.urlopen(f"http://{on_stage.metrics}/metrics") as answer:
+            metrics = answer.read().decode()
+        assert "ipfs_dataplane_up 1.0" in metrics and f'ipfs_layers{{mode="{on_stage.mode}"}} 2.0' in metrics
+        # Every name is documented, and no other.
+        documented = set(re.findall(r"`(ipfs_[a-z_]+)", (Path(__file__).parents[2] / "docs/configuration.md").read_text()))
+        assert {line.split()[0].split("{")[0] for line in metrics.splitlines() if line and not line.startswith("#")} == documented
+    finally:
+        containerd.ctr("tasks", "rm", "--force", "seen")
+        containerd.ctr("containers", "rm", "seen")
 
 
 def test_other_settings_reach_the_data_plane_under_a_running_container(on_stage: Stage, containerd: PrivateContainerd) -> None:
@@ -241,8 +271,9 @@ def test_a_container_that_waits_for_a_network_that_is_away_can_be_killed_and_rem
         [containerd.ctr_binary, "--address", containerd.address, "tasks", "exec", "--exec-id", "e3", "stuck", "cat", "/usr/lib/big"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=containerd.environment,
     ):  # fmt: skip
-        while not any(layer["waiting"] for layer in on_stage.status()["layers"]):
+        while not (reads := on_stage.status()["reads"]):
             pass
+        assert all(read["cid"].startswith("baf") and read["seconds"] >= 0 and read["readers"] for read in reads)
         containerd.ctr("tasks", "kill", "--all", "--signal", "SIGKILL", "stuck")
     containerd.ctr("tasks", "rm", "--force", "stuck")
     containerd.ctr("containers", "rm", "stuck")

@@ -92,6 +92,7 @@ class Stage:
         self.pushing = ["--node", "embedded", "--node-path", str(root / "pushing")]
         self.pulling = ["--node", "embedded", "--node-path", str(root / "pulling")]
         self.peer = ""
+        self.metrics = ""
         self.config = root / "snapshotter.toml"
         self.socket = root / "ipfs.sock"
         self._serving: subprocess.Popen[bytes] | None = None
@@ -150,7 +151,7 @@ class Stage:
     def start_daemon(self, *, give_up: float = 60, containerd: str = "/nowhere") -> None:
         """Start it and wait for its socket. ``containerd``: where layers go that are made of snapshots."""
         self.config.write_text(
-            f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\nmount_mode = "{self.mode}"\n[dataplane]\ngive_up = {give_up}\n'
+            f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\nmount_mode = "{self.mode}"\nmetrics = "{self.metrics}"\n[dataplane]\ngive_up = {give_up}\n'
             f'[node]\nspec = "embedded"\npath = "{self.root}/pulling"\npeers = ["{self.peer}"]\ntimeout = 5\n'
             f'[containerd]\naddress = "{containerd}"\n'
         )
