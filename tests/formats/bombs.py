@@ -23,6 +23,7 @@ from ipfs_store.formats.entries import decode_toc
 from ipfs_store.formats.layer import open_layer
 from ipfs_store.formats.limits import MAX_CHUNK, MAX_ENTRIES, MAX_TOC
 from ipfs_store.formats.names import Kind, estargz_footer
+from ipfs_store.formats.reader import open_reader
 from ipfs_store.formats.toc import Chunk
 from tests.formats import hostile
 from tests.formats.blobs import BytesBlob
@@ -138,11 +139,42 @@ def holes() -> None:
     decode(b'{"version":1,"entries":[' + text + b"]}")
 
 
+def plain(blob: bytes) -> None:
+    async def work() -> None:
+        await (await open_reader(BytesBlob(blob))).verify()
+
+    trio.run(work)
+
+
+def plain_zeros() -> None:
+    header = tarfile.TarInfo("zeros")
+    header.size = 4 << 30
+    plain(gzip_zeros(1 << 30, header.tobuf(tarfile.GNU_FORMAT)))
+
+
+def plain_header() -> None:
+    header = tarfile.TarInfo("header")
+    header.size, header.type = 1 << 33, tarfile.XHDTYPE
+    plain(gzip_zeros(1 << 30, header.tobuf(tarfile.GNU_FORMAT)))
+
+
+def plain_hole() -> None:
+    header = tarfile.TarInfo("hole")
+    header.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 61)}
+    plain(header.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+
+
+def plain_headers() -> None:
+    header = tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT)
+    plain(zstandard.compress(header * (MAX_ENTRIES + 1)))
+
+
 BOMBS: dict[str, Callable[[], None]] = {
     bomb.__name__: bomb
     for bomb in (
         gzip_toc, zstd_toc, gzip_chunk, zstd_chunk, largest_chunk, empty_members, empty_frames, entries, attributes_of_a_file,
         attributes_of_many_files, wide_names, half_characters, links_of_links, circle_of_links, million_files, holes,
+        plain_zeros, plain_header, plain_hole, plain_headers,
     )
 }  # fmt: skip
 

@@ -21,6 +21,10 @@ MESSAGES = {
     "half_characters": "is no table of contents",
     "circle_of_links": "leads back to itself",
     "holes": "more holes than we hold",
+    "plain_zeros": "the layer's tar ends inside of the contents of its entry 1",
+    "plain_header": "an extended header has 8589934592 bytes, over the limit of",
+    "plain_hole": "a sparse map that does not fit its size of 2305843009213693952",
+    "plain_headers": "the layer has over 1000000 entries",
 }
 HARMLESS = set(BOMBS) - set(MESSAGES)
 """What is within the limits is decoded within them."""
