@@ -23,6 +23,8 @@ LANDMARK_CONTENTS = b"\x0f"
 
 ANNOTATION_TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 """Layer descriptor: digest of the uncompressed TOC JSON (estargz, "Content Verification in eStargz")."""
+ANNOTATION_TOC_OBJECT = "containerd.io/snapshot/ipfs/toc"
+"""Layer descriptor: CID of its TOC as an object of its own (`detached`). containerd hands annotations that begin so to its snapshotters."""
 ANNOTATION_UNCOMPRESSED_SIZE = "io.containers.estargz.uncompressed-size"
 """Layer descriptor: bytes of the uncompressed tar, decimal; Podman's additional layer store needs it."""
 ANNOTATION_EXTERNAL_TOC_LAYER = "containerd.io/snapshot/stargz/layer.digest"

@@ -20,7 +20,7 @@ from ipfs_store.nodes.interface import Node
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.media_types import compression_of, is_layer
 
-_TOC_ANNOTATIONS = (ANNOTATION_TOC_DIGEST, ANNOTATION_ZSTD_POSITION, ANNOTATION_ZSTD_POSITION_OLD)
+_ANNOTATION_TOC_OBJECTS = (ANNOTATION_TOC_DIGEST, ANNOTATION_ZSTD_POSITION, ANNOTATION_ZSTD_POSITION_OLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ def _place(image: RemoteImage, descriptor: Descriptor) -> Cid:
 
 
 def _is_lazy(layer: RemoteLayer) -> bool:
-    return layer.toc is not None or any(key in layer.descriptor.annotations for key in _TOC_ANNOTATIONS)
+    return layer.toc is not None or any(key in layer.descriptor.annotations for key in _ANNOTATION_TOC_OBJECTS)
 
 
 def _format(layer: RemoteLayer) -> str:

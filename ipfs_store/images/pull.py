@@ -11,8 +11,9 @@ import trio
 from ipfs_store.cids import DAG_CBOR, Cid, codec_of, format_cid, parse_cid
 from ipfs_store.dag.file import GetBlock, UnixfsFile
 from ipfs_store.errors import BlobMismatch, InvalidDag, InvalidDescriptor
+from ipfs_store.formats.names import ANNOTATION_TOC_OBJECT
 from ipfs_store.images.chosen import chosen_manifests
-from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, cid_of_urls, decode_root
+from ipfs_store.images.root import ROOT_ANNOTATION, ImageRoot, cid_of_urls, decode_root
 from ipfs_store.nodes.interface import Blocks
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import MAX_DOCUMENT, Config, Index, Manifest, decode_document
@@ -34,7 +35,7 @@ class RemoteLayer:
     @property
     def located(self) -> Descriptor:
         """The descriptor with URL and TOC object, whether the manifest has them or the image root does."""
-        toc = {TOC_ANNOTATION: format_cid(self.toc)} if self.toc is not None else {}
+        toc = {ANNOTATION_TOC_OBJECT: format_cid(self.toc)} if self.toc is not None else {}
         return replace(self.descriptor, urls=(f"ipfs://{format_cid(self.cid)}",), annotations={**self.descriptor.annotations, **toc})
 
 
@@ -225,7 +226,7 @@ class Places:
     async def _layer(self, layer: Descriptor, diff_id: Digest) -> RemoteLayer:
         cid = await self.find(layer)
         toc: Cid | None = None
-        if named := layer.annotations.get(TOC_ANNOTATION):
+        if named := layer.annotations.get(ANNOTATION_TOC_OBJECT):
             toc = parse_cid(named)
         elif self.root is not None:
             known = next((item.toc for item in self.root.layers if item.blob.digest == layer.digest), None)

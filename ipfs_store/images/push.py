@@ -14,11 +14,12 @@ from ipfs_store.cids import Cid, format_cid
 from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.chunker import BY_MEMBER, MAX_LEAF, Chunker, fixed_leaves
 from ipfs_store.errors import InvalidDescriptor
+from ipfs_store.formats.names import ANNOTATION_TOC_OBJECT
 from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.memory import LayerMemory
 from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress, PushedLayer, TocObject
 from ipfs_store.images.referrers import collect_referrers
-from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootReferrer, RootToc
+from ipfs_store.images.root import ROOT_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootReferrer, RootToc
 from ipfs_store.nodes.interface import Block, Node, Push
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest, encode_document
@@ -241,7 +242,7 @@ class _Pusher:
             toc = await self._toc(found) if found is not None else None
         cid = await self._blob(layer, path, self._options.chunker.leaves if is_layer(layer.media_type) else fixed_leaves)
         if toc is not None and self._options.own_annotations:
-            layer = replace(layer, annotations={**layer.annotations, TOC_ANNOTATION: format_cid(toc.cid)})
+            layer = replace(layer, annotations={**layer.annotations, ANNOTATION_TOC_OBJECT: format_cid(toc.cid)})
         return PushedLayer(_with_url(layer, cid), cid, converted is not None and converted.diff_id is not None, toc)
 
     async def _toc(self, toc: TocObject) -> RootToc:

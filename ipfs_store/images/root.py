@@ -23,8 +23,6 @@ MAX_ROOT = 1 << 20
 """Bytes of the block: what every IPFS node takes. 2,000 layers fit; an image may have 127 a platform."""
 ROOT_ANNOTATION = "org.ipfs-store.image.root"
 """On the image's descriptor: the CID of its root."""
-TOC_ANNOTATION = "containerd.io/snapshot/ipfs/toc"
-"""On a layer's descriptor: the CID of its TOC as an object of its own. containerd hands annotations that begin so to its snapshotters."""
 
 _MAX_SIZE = (1 << 63) - 1
 

@@ -86,6 +86,11 @@ class Source(Protocol):
         """Of the TOC; empty if not known."""
         ...
 
+    @property
+    def toc(self) -> str:
+        """The TOC as an object of its own, a CID as text; empty if not known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -204,14 +209,18 @@ class DataPlane:
 
         Raises DataPlaneFailed (why the layer cannot be mounted), DataPlaneGone.
         """
-        return Path(self._patiently(Mount(layer, source.cid, source.digest, source.toc_digest, timeout), timeout + ANSWER_TIMEOUT).path)
+        return Path(
+            self._patiently(
+                Mount(layer, source.cid, source.digest, source.toc_digest, timeout, toc=source.toc), timeout + ANSWER_TIMEOUT
+            ).path
+        )
 
     def mount_native(self, layer: int, source: Source, *, namespace: str = "", timeout: float = 60.0) -> NativeMount:
         """The layer's metadata image, ready to be mounted, and the data layers that belong below; from then on its contents are served.
 
         At once, without the network, if the metadata were built before. Starts the process if need be. Raises as `mount`.
         """
-        request = Mount(layer, source.cid, source.digest, source.toc_digest, timeout, mode="native", namespace=namespace)
+        request = Mount(layer, source.cid, source.digest, source.toc_digest, timeout, mode="native", namespace=namespace, toc=source.toc)
         done = self._patiently(request, timeout + ANSWER_TIMEOUT)
         return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
 

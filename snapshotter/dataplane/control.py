@@ -27,6 +27,8 @@ class Mount(msgspec.Struct, frozen=True, tag="mount", tag_field="op"):
     mode: Literal["portable", "native"] = "portable"
     namespace: str = ""
     """containerd's: who shares contents, where the configuration has a cache for each namespace."""
+    toc: str = ""
+    """The TOC as an object of its own, a CID as text; empty if there is none."""
 
 
 class Unmount(msgspec.Struct, frozen=True, tag="unmount", tag_field="op"):

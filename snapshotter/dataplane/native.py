@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 class Source(Protocol):
     """See `server.LayerSource`."""
 
-    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]: ...  # noqa: D102
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters, *, toc: str = "") -> tuple[TocLocation, bytes]: ...  # noqa: D102
 
     def blob(self, cid: str, counters: Counters) -> Blob: ...  # noqa: D102
 
@@ -133,7 +133,7 @@ class NativeLayers:
         kept = await trio.to_thread.run_sync(self._kept.find, name, scope)
         if kept is None:
             with trio.move_on_after(request.timeout) as allowed:
-                location, toc = await self._source.load_toc(request.cid, request.toc_digest, counters)
+                location, toc = await self._source.load_toc(request.cid, request.toc_digest, counters, toc=request.toc)
                 await self._workers.run(Job(self._kept.folder_of(name, scope), location, toc, scope, name))
             if allowed.cancelled_caught:
                 raise Unavailable(f"the TOC of {request.cid} did not come within {request.timeout:g} s")

@@ -67,12 +67,12 @@ REOPEN_AGAIN = 2.0
 class LayerSource(Protocol):
     """Where layers come from."""
 
-    async def open(self, cid: str, toc_digest: str, counters: Counters) -> Opened:
-        """The layer, its TOC verified against ``toc_digest`` if that is not empty; raises IpfsStoreError."""
+    async def open(self, cid: str, toc_digest: str, counters: Counters, *, toc: str = "") -> Opened:
+        """The layer, its TOC verified against ``toc_digest`` if that is not empty; from the object ``toc`` if one is named. Raises IpfsStoreError."""
         ...
 
-    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
-        """Where the layer's TOC is, and its verified JSON, to be decoded elsewhere; raises IpfsStoreError."""
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters, *, toc: str = "") -> tuple[TocLocation, bytes]:
+        """Where the layer's TOC is, and its verified JSON, to be decoded elsewhere; ``toc`` as for ``open``. Raises IpfsStoreError."""
         ...
 
     def blob(self, cid: str, counters: Counters) -> Blob:
@@ -314,7 +314,7 @@ class DataPlaneServer:
         counters = Counters()
         opened: Opened | None = None
         with trio.move_on_after(request.timeout):
-            opened = await self._source.open(request.cid, request.toc_digest, counters)
+            opened = await self._source.open(request.cid, request.toc_digest, counters, toc=request.toc)
         if opened is None:
             raise Unavailable(f"the TOC of {request.cid} did not come within {request.timeout:g} s")
         self._operations.layers[request.layer] = MountedLayer(

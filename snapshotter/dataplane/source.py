@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -11,8 +13,11 @@ import trio
 
 from ipfs_store.cids import RAW, Cid, codec_of, parse_cid
 from ipfs_store.dag.file import GetBlock, UnixfsFile, cut
+from ipfs_store.errors import InvalidInput, InvalidLayer, NotFound, VerificationFailed
+from ipfs_store.formats.detached import DetachedToc, decode_detached
 from ipfs_store.formats.footer import TocLocation
 from ipfs_store.formats.layer import load_toc, open_layer
+from ipfs_store.formats.limits import MAX_TOC
 from ipfs_store.nodes.interface import Node
 from ipfs_store.nodes.open import open_node
 from snapshotter.cache import RecentChunks
@@ -20,9 +25,13 @@ from snapshotter.dataplane.build import build_tree
 from snapshotter.dataplane.layers import Blob, Counters, Opened
 from snapshotter.dataplane.server import LayerSource
 
+_log = logging.getLogger(__name__)
+
 # A leaf of 128 KiB to 1 MiB holds the streams of some dozens of small files, which are read one soon after the other: without these, the
 # leaf would be read and hashed again for each (measured on a Debian image: 24 times its bytes). Kept by all layers together.
 RECENT_BLOCK_BYTES = 16 << 20
+TOC_OBJECT_SECONDS = 10.0
+"""For the TOC object to come. Whoever has the layer has it too, as a rule; where nobody has, there is time left for the layer itself."""
 # How far to go on over leaves that are on the disk, where small files are read one after the other: a lookup costs some 0.5 ms besides its
 # bytes, 256 KiB of leaves 4 ms with a hundred files put into the store.
 AHEAD_FIRST = 64 << 10
@@ -38,17 +47,42 @@ class NodeSource:
         self._node = node
         self._blocks = RecentChunks(RECENT_BLOCK_BYTES)
 
-    async def open(self, cid: str, toc_digest: str, counters: Counters) -> Opened:
+    async def open(self, cid: str, toc_digest: str, counters: Counters, *, toc: str = "") -> Opened:
         """See `server.LayerSource`; raises InvalidCid, InvalidDag, BlockNotFound, NodeUnavailable, NotSeekable, InvalidLayer, TocMismatch."""
         get = self._getter(counters)
-        blob = await UnixfsFile.open(get, parse_cid(cid))
-        layer = await open_layer(blob, toc_digest=toc_digest)
+        blob = LayerBlob(self._node, get, counters, parse_cid(cid))
+        detached = await self._detached(get, toc, toc_digest)
+        layer = await trio.to_thread.run_sync(detached.open) if detached else await open_layer(await blob.opened(), toc_digest=toc_digest)
         tree = await trio.to_thread.run_sync(build_tree, layer.toc)
-        return Opened(tree, LayerBlob(self._node, get, counters, blob.cid, blob), layer.decode)
+        return Opened(tree, blob, layer.decode)
 
-    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters, *, toc: str = "") -> tuple[TocLocation, bytes]:
         """See `server.LayerSource`; raises what `open` does."""
-        return await load_toc(await UnixfsFile.open(self._getter(counters), parse_cid(cid)), toc_digest=toc_digest)
+        get = self._getter(counters)
+        detached = await self._detached(get, toc, toc_digest)
+        if detached is not None:
+            return TocLocation(detached.kind, detached.payload_end, 0, detached.payload_end), detached.data
+        return await load_toc(await UnixfsFile.open(get, parse_cid(cid)), toc_digest=toc_digest)
+
+    async def _detached(self, get: GetBlock, toc: str, toc_digest: str) -> DetachedToc | None:
+        """The TOC from its object, one or two requests instead of four or more; None where it is to be looked for in the layer.
+
+        Only with a digest to hold it to: what is built of a TOC without one is kept under the layer's CID, for which the object cannot speak.
+        """
+        if not toc or not toc_digest:
+            return None
+        why = f"it did not come within {TOC_OBJECT_SECONDS:g} s"
+        with trio.move_on_after(TOC_OBJECT_SECONDS):
+            try:
+                file = await UnixfsFile.open(get, parse_cid(toc))
+                if file.size > MAX_TOC:
+                    raise InvalidLayer(f"an object of {file.size} bytes is over the limit of {MAX_TOC}")
+                data = await file.read(0, file.size)
+                return await trio.to_thread.run_sync(partial(decode_detached, data, expected=toc_digest))
+            except (InvalidInput, NotFound, VerificationFailed) as error:
+                why = error.message
+        _log.warning("the TOC object %s is of no use, the layer's own TOC is read: %s", toc, why)
+        return None
 
     def blob(self, cid: str, counters: Counters) -> Blob:
         """See `server.LayerSource`; raises InvalidCid."""
@@ -78,18 +112,18 @@ class LocalBlocks(Protocol):
 class LayerBlob:
     """A layer's UnixFS file, opened when it is read for the first time: a layer whose metadata are kept is mounted without any network."""
 
-    def __init__(self, node: Node, get: GetBlock, counters: Counters, cid: Cid, file: UnixfsFile | None = None) -> None:
+    def __init__(self, node: Node, get: GetBlock, counters: Counters, cid: Cid) -> None:
         self._local = node if isinstance(node, LocalBlocks) else None
         self._get = get
         self._counters = counters
         self._cid = cid
-        self._file = file
+        self._file: UnixfsFile | None = None
         self._next = -1
         self._ahead = 0
 
     async def read(self, offset: int, length: int) -> bytes:
         """See `UnixfsFile.read`, and `UnixfsFile.open`."""
-        file = await self._opened()
+        file = await self.opened()
         leaves = await file.leaves(offset, length)
         if self._local is not None and len(leaves) > 1 and all(codec_of(leaf.cid) == RAW for leaf in leaves):
             blocks = await self._local.local_many([leaf.cid for leaf in leaves])
@@ -104,7 +138,7 @@ class LayerBlob:
 
         Where small ranges are read one behind the other, it goes on over leaves that are on the disk already, twice as far each time.
         """
-        file = await self._opened()
+        file = await self.opened()
         leaves = await file.leaves(offset, length)
         start, end = leaves[0].offset, leaves[-1].offset + leaves[-1].size
         if self._local is None or length > AHEAD_FIRST:
@@ -119,7 +153,8 @@ class LayerBlob:
         self._next = end
         return start, end
 
-    async def _opened(self) -> UnixfsFile:
+    async def opened(self) -> UnixfsFile:
+        """The file; raises what `UnixfsFile.open` does."""
         if self._file is None:
             self._file = await UnixfsFile.open(self._get, self._cid)
         return self._file

@@ -25,6 +25,8 @@ class LayerSource:
     """``sha256:...`` of the TOC; empty if the client did not say (the CID then vouches for it)."""
     namespace: str = ""
     """containerd's namespace that asked for it: contents may be shared within one only."""
+    toc: str = ""
+    """The TOC as an object of its own, a CID as text; empty if there is none, or the client did not say."""
 
 
 class LayerMounter(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ipfs_store.cids import format_cid, parse_cid
 from ipfs_store.errors import InvalidCid
+from ipfs_store.formats.names import ANNOTATION_TOC_OBJECT
 from snapshotter.mounts.interface import LayerSource
 
 TARGET = "containerd.io/snapshot.ref"
@@ -17,6 +18,8 @@ REMOTE_VALUE = "remote snapshot"
 _URLS = "containerd.io/snapshot/remote/urls"
 _DIGESTS = ("containerd.io/snapshot/remote/stargz.digest", "containerd.io/snapshot/cri.layer-digest")
 _TOC_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
+TOC = ANNOTATION_TOC_OBJECT
+"""The layer's TOC as an object of its own, a CID."""
 
 
 def namespace_of(name: str) -> str:
@@ -32,7 +35,9 @@ def layer_source(labels: Mapping[str, str]) -> LayerSource | str:
     for url in labels.get(_URLS, "").split(","):
         if url.startswith("ipfs://"):
             try:
-                return LayerSource(format_cid(parse_cid(url)), digest, labels.get(_TOC_DIGEST, ""), labels.get(NAMESPACE, ""))
+                return LayerSource(
+                    format_cid(parse_cid(url)), digest, labels.get(_TOC_DIGEST, ""), labels.get(NAMESPACE, ""), labels.get(TOC, "")
+                )
             except InvalidCid as error:
                 wrong = error.message
     return wrong or f"no ipfs:// URL is known for layer {digest or 'of unknown digest'}"

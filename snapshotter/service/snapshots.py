@@ -18,7 +18,7 @@ from snapshotter.mounts.idmap import IdMap
 from snapshotter.mounts.interface import LayerMounter, LayerSource, MountFailed
 from snapshotter.mounts.native import unmount_below
 from snapshotter.service.folders import Folders, Mount
-from snapshotter.service.labels import NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, layer_source, namespace_of
+from snapshotter.service.labels import NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, TOC, layer_source, namespace_of
 from snapshotter.service.roots import Layer, Roots, mount_layers
 from snapshotter.state import AlreadyExists, Filter, Kind, Missing, Remote, Snapshot, SnapshotState
 
@@ -302,4 +302,4 @@ class Snapshotter:
 def _source(snapshot: Snapshot) -> LayerSource:
     remote = snapshot.remote
     assert remote is not None
-    return LayerSource(remote.cid, remote.digest, remote.toc_digest, snapshot.labels.get(NAMESPACE, ""))
+    return LayerSource(remote.cid, remote.digest, remote.toc_digest, snapshot.labels.get(NAMESPACE, ""), snapshot.labels.get(TOC, ""))

@@ -78,14 +78,14 @@ class FaultyBlob:
 class FolderSource:
     folder: Path
 
-    async def open(self, cid: str, toc_digest: str, counters: Counters) -> Opened:
+    async def open(self, cid: str, toc_digest: str, counters: Counters, *, toc: str = "") -> Opened:
         path = self.folder / f"{cid}.toc"
         if not path.exists():
             raise BlockNotFound(f"nobody has {cid}")
         tree = build_tree(msgspec.msgpack.decode(path.read_bytes(), type=Toc))
         return Opened(tree, self.blob(cid, counters), decode)
 
-    async def load_toc(self, cid: str, toc_digest: str, counters: Counters) -> tuple[TocLocation, bytes]:
+    async def load_toc(self, cid: str, toc_digest: str, counters: Counters, *, toc: str = "") -> tuple[TocLocation, bytes]:
         if not (self.folder / f"{cid}.blob").exists():
             raise BlockNotFound(f"nobody has {cid}")
         return await load_toc(self.blob(cid, counters), toc_digest=toc_digest)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import trio
 
 from ipfs_store.errors import BlobMismatch, InvalidDescriptor, InvalidInput
-from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST
+from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_OBJECT
 from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.conversion.tocs import TOC_SUFFIX, toc_descriptor, toc_diff_id, toc_image
 from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress
 from ipfs_store.images.push import Convert
-from ipfs_store.images.root import ROOT_ANNOTATION, TOC_ANNOTATION
+from ipfs_store.images.root import ROOT_ANNOTATION
 from ipfs_store.images.targets.interface import Published, Target
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest
@@ -253,7 +253,7 @@ class _Conversion:
         if self._target.keeps_ipfs_urls:
             return replace(descriptor, media_type=media_type)
         urls = tuple(url for url in descriptor.urls if not url.startswith("ipfs://"))
-        annotations = {key: value for key, value in descriptor.annotations.items() if key not in (TOC_ANNOTATION, ROOT_ANNOTATION)}
+        annotations = {key: value for key, value in descriptor.annotations.items() if key not in (ANNOTATION_TOC_OBJECT, ROOT_ANNOTATION)}
         return replace(descriptor, media_type=media_type, urls=urls, annotations=annotations)
 
     async def _toc(self, layer: Descriptor, blob: bytes) -> Descriptor:
@@ -298,6 +298,6 @@ def _without_format(annotations: Mapping[str, str]) -> dict[str, str]:
         "io.containers.zstd-chunked.",
         "io.github.containers.zstd-chunked.",
         ANNOTATION_TOC_DIGEST,
-        TOC_ANNOTATION,
+        ANNOTATION_TOC_OBJECT,
     )
     return {key: value for key, value in annotations.items() if not key.startswith(gone)}
