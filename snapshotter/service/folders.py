@@ -87,8 +87,17 @@ class Folders:
             os.chmod(folder / "fs", stat.S_IMODE(above.st_mode))  # noqa: PTH101
         os.chown(folder / "fs", *(idmap.outside(*owner) if idmap is not None else owner))
 
+    def release(self, number: int) -> None:
+        """Take away the overlay that we mounted, whichever mode mounts now; whoever uses it keeps it. Nothing happens if there is none."""
+        try:
+            while kernel.unmount(self.root(number), lazy=True):
+                pass
+        except OSError as error:
+            _log.warning("%s", error)
+
     def discard(self, number: int) -> None:
         """Take the folders out of sight at once and delete them; what cannot be deleted now goes with the next `empty_trash`."""
+        self.release(number)
         aside = self._trash / f"{number}-{uuid.uuid4().hex}"
         try:
             (self._snapshots / str(number)).rename(aside)
@@ -101,7 +110,8 @@ class Folders:
         names = {str(number) for number in known}
         for folder in self._snapshots.iterdir():
             if folder.name not in names:
-                kernel.unmount(folder / "root", lazy=True)
+                if folder.name.isdecimal():
+                    self.release(int(folder.name))
                 with contextlib.suppress(FileNotFoundError):
                     folder.rename(self._trash / f"{folder.name}-{uuid.uuid4().hex}")
         for folder in self._trash.iterdir():

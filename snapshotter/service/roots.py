@@ -71,14 +71,8 @@ class Roots:
                 raise StorageFailed(f"the root of snapshot {number} cannot be mounted: {error}") from error
         return _bind(root, active=active)
 
-    def release(self, number: int) -> None:
-        """Take the root away; whoever uses it keeps it. Nothing happens if it is not mounted."""
-        with self._locked(number):
-            try:
-                while kernel.unmount(self._folders.root(number), lazy=True):
-                    pass
-            except OSError as error:
-                _log.warning("%s", error)
+    def forget(self, number: int) -> None:
+        """The root is not to be mounted again."""
         with self._locks_lock:
             self._locks.pop(number, None)
 

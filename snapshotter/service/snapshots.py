@@ -107,16 +107,15 @@ class Snapshotter:
         snapshot = self._state.get(key)
         size, inodes = self._folders.usage(snapshot.id) if snapshot.kind is Kind.ACTIVE else (0, 0)
         self._state.commit(key, name, labels, size, inodes)
+        self._folders.release(snapshot.id)
         if self._roots is not None:
-            self._roots.release(snapshot.id)
+            self._roots.forget(snapshot.id)
 
     def remove(self, key: str) -> None:
         """Delete a snapshot without children."""
         snapshot = self._state.remove(key)
         if snapshot.remote is None:
-            if self._roots is not None:
-                self._roots.release(snapshot.id)
-            self._folders.discard(snapshot.id)
+            self._discard(snapshot.id)
             return
         try:
             self._mounter.unmount(snapshot.id)
@@ -237,12 +236,15 @@ class Snapshotter:
             return self._mounts([snapshot, *below])
         except BaseException as error:
             self._state.remove(key)
-            if self._roots is not None:
-                self._roots.release(snapshot.id)
-            self._folders.discard(snapshot.id)
+            self._discard(snapshot.id)
             if isinstance(error, OSError):
                 raise StorageFailed(f"the folder of snapshot {key!r} cannot be made: {error}") from error
             raise
+
+    def _discard(self, number: int) -> None:
+        self._folders.discard(number)
+        if self._roots is not None:
+            self._roots.forget(number)
 
     def _mounts(self, chain: Sequence[Snapshot]) -> list[Mount]:
         number, active = chain[0].id, chain[0].kind is Kind.ACTIVE

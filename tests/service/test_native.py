@@ -101,6 +101,19 @@ def test_a_layer_written_natively_is_right_under_portable_mounts(
                 assert (root / "large").read_bytes() == b"large" * 100_000
 
 
+def test_what_was_mounted_natively_goes_when_it_is_removed_in_portable_mode(
+    client: Client, image: Path, mounter: FolderMounter, tmp_path: Path
+) -> None:
+    (mount,) = client.prepare("container", "one")
+    client.close()
+    mounter.native = False
+    with served(tmp_path / "root", mounter) as portable:
+        assert portable.mounts("container")[0].type == "overlay"
+        portable.remove("container")
+    assert not [at for at in mount_table() if at.point == Path(mount.source)]
+    assert list((tmp_path / "root/snapshots").iterdir()) == list((tmp_path / "root/trash").iterdir()) == []
+
+
 def test_chains_mix_remote_and_ordinary_layers_up_to_120(client: Client, mounter: FolderMounter, tmp_path: Path) -> None:
     for number, cid in enumerate(CIDS):
         (mounter.root / cid).mkdir()
