@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -149,6 +150,27 @@ def test_status_and_metrics_tell_of_images_containers_and_waiting_reads(on_stage
     finally:
         containerd.ctr("tasks", "rm", "--force", "seen")
         containerd.ctr("containers", "rm", "seen")
+
+
+def doctor(on_stage: Stage) -> tuple[int, dict[str, tuple[str, str]]]:
+    done = on_stage.cli("doctor", "--config", on_stage.config, "--json")
+    return done.returncode, {finding["about"]: (finding["state"], finding["mend"]) for finding in json.loads(done.stdout)}
+
+
+def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(on_stage: Stage, containerd: PrivateContainerd) -> None:
+    on_stage.end_daemon()
+    on_stage.start_daemon(containerd=str(containerd.address))
+    containerd.wait_for_snapshotter("ipfs")
+    status, found = doctor(on_stage)
+    assert (status, {state for state, _ in found.values()}) == (0, {"good"}), found
+    assert set(found) == {"fuse", "kernel", "daemon", "holder", "data plane", "containerd", "node", "peers", "disk", "cache"}
+    on_stage.end_daemon()
+    port = on_stage.stop_serving()
+    status, found = doctor(on_stage)
+    assert status == 1 and {about for about, (state, _) in found.items() if state == "wrong"} == {"daemon", "peers"}
+    assert all(mend for state, mend in found.values() if state == "wrong")
+    on_stage.serve(port)
+    start_again(on_stage, containerd)
 
 
 def test_other_settings_reach_the_data_plane_under_a_running_container(on_stage: Stage, containerd: PrivateContainerd) -> None:
