@@ -85,7 +85,7 @@ def metadata(top: Path) -> list[Row]:
 
 def fairness() -> list[Row]:
     """One image read while reads of another stall."""
-    with a_plane() as native:
+    with a_plane(give_up=300) as native:
         data = {f"f{number}": os.urandom(2_000_000) for number in range(12)}
         well = [native.root(f"well{turn}", {path: os.urandom(2_000_000) for path in data}) for turn in range(2)]
         stalled = native.root("stalled", {f"s{number}": os.urandom(1_500_000) for number in range(_STALLED)})
@@ -93,7 +93,10 @@ def fairness() -> list[Row]:
         native.faults("hold")
         readers = [subprocess.Popen(["cat", stalled / f"s{number}"], stdout=subprocess.DEVNULL) for number in range(_STALLED)]
         try:
+            deadline = time.monotonic() + 60
             while sum(wait.readers for wait in native.status("stalled").waiting) < _STALLED:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"only {len(native.status('stalled').waiting)} reads wait")
                 time.sleep(0.05)
             native.faults("ok")
             beside = _seconds(lambda: _read_all(well[1], list(data)))

@@ -23,8 +23,8 @@ from snapshotter.holder.handshake import Handshake
 
 _log = logging.getLogger(__name__)
 
-# The kernel's 64 requests in the background, and lookups and page faults beside them: each waits in a task of its own.
-MAX_TASKS = 256
+# The kernel's 512 requests in the background, and lookups and page faults beside them: each waits in a task of its own, of a few KB.
+MAX_TASKS = 2048
 # pyfuse3 waits until the connection is readable and reads then, which waits, and everything with it, if the request was taken back meanwhile
 # (its process was killed). A signal gets it out of there; two a second cost nothing that can be measured.
 _NUDGE = 0.5

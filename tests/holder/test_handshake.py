@@ -19,7 +19,7 @@ def reply_fields(reply: bytes) -> dict[str, int]:
 
 def test_the_reply_is_changed_where_pyfuse3_cannot_say_it() -> None:
     before, after = reply_fields(REPLY), reply_fields(Handshake(REQUEST).answered(REPLY).reply)
-    assert after == before | {"max_background": 64, "congestion_threshold": 48, "max_readahead": 4 << 20}
+    assert after == before | {"max_background": 512, "congestion_threshold": 384, "max_readahead": 4 << 20}
 
 
 def test_the_next_data_plane_is_offered_what_was_agreed_upon_only() -> None:

@@ -122,7 +122,7 @@ class Native:
 
 
 @contextlib.contextmanager
-def a_plane(**options: object) -> Iterator[Native]:
+def a_plane(*, give_up: float = GIVE_UP, **options: object) -> Iterator[Native]:
     """A data plane with these options of `Launch`."""
     require_fuse()
     folder = Path(tempfile.mkdtemp(prefix="native-", dir="/var/tmp"))
@@ -131,7 +131,7 @@ def a_plane(**options: object) -> Iterator[Native]:
         mountpoint=folder / "mount",
         control=folder / "control.sock",
         cache=folder / "cache",
-        give_up=GIVE_UP,
+        give_up=give_up,
         log=folder / "log",
         program=(sys.executable, "-m", "tests.dataplane.served", str(folder)),
         **options,  # type: ignore[arg-type]
