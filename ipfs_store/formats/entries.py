@@ -11,7 +11,7 @@ import msgspec
 
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.document import Document, Item
-from ipfs_store.formats.limits import MAX_CHUNK, MAX_ENTRIES, MAX_IMPLIED_PATHS, MAX_NAME, MAX_PATH, MAX_STREAM, ZERO_PIECE
+from ipfs_store.formats.limits import MAX_CHUNK, MAX_ENTRIES, MAX_HOLES, MAX_IMPLIED_PATHS, MAX_NAME, MAX_PATH, MAX_STREAM, ZERO_PIECE
 from ipfs_store.formats.names import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, Kind
 from ipfs_store.formats.toc import NO_XATTRS, Chunk, Entry, EntryType, Toc
 from ipfs_store.formats.xattrs import Xattrs
@@ -50,7 +50,7 @@ class _Decoder:
         """Up to where a stream is read: the next one, or what its chunks can need. The same for all of its chunks."""
         self._found: dict[str, Entry] = {}
         self._imply = implied_directories(self._found)
-        self._pieces = 0
+        self._holes = 0
         self._prefetch_end = 0
         self._times: dict[str, int] = {}
         self._xattrs = Xattrs()
@@ -145,11 +145,9 @@ class _Decoder:
         return tuple(chunks)
 
     def _hole(self, chunks: list[Chunk], at: int, length: int, path: str) -> None:
-        self._pieces += length // ZERO_PIECE
-        if self._pieces > MAX_ENTRIES:
-            raise InvalidLayer(
-                f"{path!r} has a hole of {length} bytes in the TOC: more holes than we hold, {MAX_ENTRIES} times {ZERO_PIECE} bytes"
-            )
+        self._holes += length
+        if self._holes > MAX_HOLES:
+            raise InvalidLayer(f"{path!r} has a hole of {length} bytes in the TOC, and all holes may have {MAX_HOLES} together")
         for start in range(at, at + length, ZERO_PIECE):
             part = min(ZERO_PIECE, at + length - start)
             chunks.append(Chunk(file_offset=start, size=part, offset=0, end=0, inner_offset=0, digest=""))

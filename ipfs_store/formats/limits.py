@@ -51,3 +51,6 @@ MAX_TAR_EXTENSION = 16 << 20
 
 MAX_SPARSE = 64 << 30
 """Bytes of a sparse file in a tar, whose holes are written out as zeros: five minutes at 200 MB/s, where a header of 512 bytes could ask for eight exabytes."""
+
+MAX_HOLES = 1 << 40
+"""Bytes of all holes of a layer: a quarter of a million of those pieces, 70 bytes each in memory."""

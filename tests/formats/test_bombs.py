@@ -20,7 +20,7 @@ MESSAGES = {
     "attributes_of_many_files": "over 33554432 bytes of different extended attributes",
     "half_characters": "is no table of contents",
     "circle_of_links": "leads back to itself",
-    "holes": "more holes than we hold",
+    "holes": "and all holes may have 1099511627776 together",
     "plain_zeros": "the layer's tar ends inside of the contents of its entry 1",
     "plain_header": "an extended header has 8589934592 bytes, over the limit of",
     "plain_hole": "a sparse map that does not fit its size of 2305843009213693952",

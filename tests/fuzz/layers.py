@@ -67,9 +67,9 @@ def toc_seeds() -> Iterator[bytes]:
         if found is None:
             continue
         value = json.loads(found)
-        entries = value["entries"]
-        yield json.dumps({"version": 1, "entries": entries[:12]}, separators=(",", ":")).encode()
-        yield json.dumps({"version": 1, "entries": entries[-12:]}, separators=(",", ":")).encode()
+        listed = value["entries"]
+        yield json.dumps({"version": 1, "entries": listed[:12]}, separators=(",", ":")).encode()
+        yield json.dumps({"version": 1, "entries": listed[-12:]}, separators=(",", ":")).encode()
     digest = "sha256:" + "0" * 64
     hole = {"chunkType": "zeros", "chunkDigest": digest}
     yield json.dumps({"version": 1, "entries": [
@@ -252,8 +252,8 @@ def blob(data: bytes) -> None:
 
 def blob_seeds() -> Iterator[bytes]:
     digest = "sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"  # of b"x"
-    entries = [{"name": "f", "type": "reg", "size": 1, "digest": digest, "chunkDigest": digest}]
-    toc_json = json.dumps({"version": 1, "entries": entries}).encode()
+    listed = [{"name": "f", "type": "reg", "size": 1, "digest": digest, "chunkDigest": digest}]
+    toc_json = json.dumps({"version": 1, "entries": listed}).encode()
     member = gzip.compress(b"x", mtime=0)
     yield member + _tar_gz(toc_json) + estargz_footer(len(member))
     yield member + _tar_gz(toc_json) + stargz_footer(len(member))
