@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ipfs_store.images.targets import detect
 from tests.cli.conftest import NAME, Done, shown_on_a_terminal, start
 from tests.requirements import require_root
 from tests.sources.made import MadeImage, described, docker_files, encode, image, layout_files, sha256, tar, write_tar
@@ -272,6 +273,15 @@ def test_a_target_that_is_none_is_one_line(
     assert told in done.err
     assert len(done.err.splitlines()) <= 2
     assert sorted(machine.rglob("*")) == before
+
+
+def test_without_the_package_that_knows_containerd_nothing_goes_elsewhere(
+    ipfs_store: Run, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect, "entry_points", lambda group: {})
+    done = ipfs_store("convert", "-q", archive, "containerd:app:1")
+    assert (done.status, done.out) == (1, b"")
+    assert "nothing that is installed writes images to 'containerd'" in done.err
 
 
 def test_an_archive_is_replaced_only_by_a_whole_one(ipfs_store: Run, archive: Path, machine: Path, made: MadeImage) -> None:

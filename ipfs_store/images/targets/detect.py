@@ -18,6 +18,7 @@ from ipfs_store.images.targets.layout import LayoutTarget
 EXTENSIONS = "ipfs_store.targets"
 KINDS = ("oci", "oci-archive", "docker-archive", "docker")
 """Prefixes (``docker://`` for a registry); those of entry points come on top."""
+_BROUGHT = ("containerd",)  # by the other package of ours: without it, such a name must not become one of Docker's registry
 _COMPRESSED = (".tgz", ".tzst", ".txz", ".tar.gz", ".tar.zst", ".tar.xz", ".tar.bz2")
 
 
@@ -66,7 +67,7 @@ def _split_kind(text: str) -> tuple[str, str]:
         return kind, rest[2:]
     if separator and kind in KINDS and kind != "docker":
         return kind, rest
-    if separator and kind in entry_points(EXTENSIONS):
+    if separator and (kind in entry_points(EXTENSIONS) or kind in _BROUGHT):
         return kind, rest.removeprefix("//")
     path = text.partition(":")[0]
     if path.lower().endswith(_COMPRESSED):
@@ -81,7 +82,9 @@ def _split_kind(text: str) -> tuple[str, str]:
 
 
 def _extension(kind: str) -> Callable[[str, TargetOptions], AbstractAsyncContextManager[Target]]:
-    target = entry_points(EXTENSIONS)[kind]
+    target = entry_points(EXTENSIONS).get(kind)
+    if target is None:
+        raise InvalidInput(f"nothing that is installed writes images to {kind!r}", hint="pip install 'ipfs-store[snapshotter]'")
     try:
         return cast("Callable[[str, TargetOptions], AbstractAsyncContextManager[Target]]", load(target))
     except (ImportError, AttributeError) as error:
