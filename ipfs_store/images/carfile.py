@@ -18,7 +18,7 @@ from ipfs_store.images.identity import Identity, identify
 from ipfs_store.images.local import LocalBlocks, missing
 from ipfs_store.images.model import NoProgress, Progress
 from ipfs_store.images.pull import resolve
-from ipfs_store.nodes.interface import Block, Node, Push
+from ipfs_store.nodes.interface import Block, Node, Push, WholeDags
 
 # What is handed to a file or pipe at a time: calls in pieces of a block (128 KiB) cost a thread switch each.
 _PIECE = 1 << 20
@@ -82,6 +82,8 @@ async def export_car(
 
     async def visit(cid: Cid, block: bytes) -> None:
         nonlocal held, blocks
+        if fresh.pop(cid, -1) == -1:
+            return  # below another root already
         pieces.append(car_frame(cid, block))
         held += len(pieces[-1])
         blocks += 1
@@ -89,10 +91,17 @@ async def export_car(
             await flush()
         told.advance(item, len(block))
 
-    await walk(get, roots, visit, skip=skip)
+    left_out = len(wanted) - len(fresh)
+    if isinstance(node, WholeDags) and not have:
+        for root in roots:
+            await node.stream_dag(root, visit, timeout=timeout)
+        for cid in list(fresh):  # what did not come is asked for by itself, and whoever cannot be had is named
+            await visit(cid, await get(cid))
+    else:
+        await walk(get, roots, visit, skip=skip)
     await flush()
     told.done(item)
-    return Exported(blocks, size, len(wanted) - len(fresh))
+    return Exported(blocks, size, left_out)
 
 
 async def import_car(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ipfs_store.cids import Cid
 
@@ -61,6 +61,18 @@ class Blocks(Protocol):
 
     async def get(self, cid: Cid, *, timeout: float | None = None) -> bytes:
         """See ``Node.get``."""
+        ...
+
+
+@runtime_checkable
+class WholeDags(Protocol):
+    """A node that hands out a whole DAG faster than block by block."""
+
+    async def stream_dag(self, root: Cid, visit: Callable[[Cid, bytes], Awaitable[None]], *, timeout: float | None = None) -> None:
+        """Give ``visit`` the blocks below ``root``, depth first, each once, verified, until one cannot be had: whether all came is not said.
+
+        ``timeout``: seconds without a block. Raises NodeUnavailable, BlockMismatch, and what ``visit`` raises.
+        """
         ...
 
 

@@ -153,3 +153,15 @@ def test_a_push_that_is_interrupted_leaves_nothing(number: int, status: int, mac
             process.send_signal(number)
             out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (status, b"", b"")
+
+
+def test_digests_kept_after_a_push_that_kept_none(ipfs_store: Run, archive: Path, made: MadeImage) -> None:
+    converted = json.loads(ipfs_store("ipfs-push", "--json", archive).out)
+    done = ipfs_store("ipfs-push", "--preserve-digests", "--json", archive)
+    kept = json.loads(done.out)
+    assert "note: 2 of 2 layers have no table of contents" in done.err
+    assert kept["descriptor"]["digest"] == f"sha256:{sha256(made.manifest)}"
+    assert [layer["digest"] for layer in kept["layers"]] == [f"sha256:{sha256(layer)}" for layer in made.compressed]
+    again = json.loads(ipfs_store("ipfs-push", "--json", archive).out)
+    assert (again["cid"], again["layers"]) == (converted["cid"], converted["layers"])
+    assert json.loads(ipfs_store("ipfs-push", "--preserve-digests", "--json", archive).out)["cid"] == kept["cid"]

@@ -6,16 +6,28 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ipfs_store.cids import RAW, Cid, cid_of, codec_of, format_cid
+from ipfs_store.cids import RAW, Cid, cid_of, codec_of, format_cid, verify_block
+from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.car import CarReader, car_frame, car_header
-from ipfs_store.errors import BlobMismatch, BlockMismatch, BlockNotFound, InvalidDag, IpfsStoreError, NodeUnavailable
+from ipfs_store.errors import (
+    BlobMismatch,
+    BlockMismatch,
+    BlockNotFound,
+    InvalidDag,
+    InvalidInput,
+    IpfsStoreError,
+    NodeUnavailable,
+    VerificationFailed,
+)
 from ipfs_store.images import carfile
 from ipfs_store.images.carfile import export_car, import_car
 from ipfs_store.images.catalog import find
 from ipfs_store.images.identity import identify
 from ipfs_store.images.pull import copy_blob, resolve
-from ipfs_store.images.push import PushResult
 from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.nodes.interface import Node
 from tests.images.conftest import FILES, NAME, NOISE, made, pushed
@@ -268,11 +280,13 @@ async def test_images_that_other_tools_pushed_have_no_root(node: Node, other: Em
     assert [cid for cid, name in (await other.pins()).items() if name == NAME] == [image.cid]
 
 
-async def test_a_block_that_cannot_be_had_ends_an_export(tmp_path: Path) -> None:
-    node = MemoryNode()
-    image: PushResult = await pushed(node, tmp_path)
-    del node.store[image.layers[0].cid]
-    with pytest.raises(BlockNotFound, match=format_cid(image.layers[0].cid)):
+async def test_a_block_that_cannot_be_had_ends_an_export(node: Node, tmp_path: Path) -> None:
+    image = await pushed(node, tmp_path)
+    lost = [cid for cid, block in blocks_of(await car_of(node, image.cid)) if codec_of(cid) == RAW and len(block) > 100_000][1]
+    for pin in (image.cid, image.root):
+        await node.unpin(pin)
+    await node.delete(lost)
+    with pytest.raises(BlockNotFound, match=format_cid(lost)):
         await car_of(node, image.cid)
 
 
@@ -285,3 +299,35 @@ async def test_a_node_that_goes_away_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(NodeUnavailable, match="gone"):
         await export_car(node, [image.root], write)
+
+
+def small_car() -> tuple[bytes, Cid]:
+    """A CAR of a DAG of three levels."""
+    builder = FileBuilder(links=3)
+    blocks = [block for number in range(11) for block in builder.add(b"leaf %d" % number)] + list(builder.finish())
+    assert builder.root is not None
+    return car_header([builder.root]) + b"".join(car_frame(cid, block) for cid, block in blocks), builder.root
+
+
+@given(st.data())
+def test_however_a_car_is_damaged_nothing_wrong_is_stored_and_nothing_incomplete_is_pinned(data: st.DataObject) -> None:
+    car, root = small_car()
+    at = data.draw(st.integers(0, len(car)), label="at")
+    removed = data.draw(st.integers(0, 60), label="removed")
+    damaged = car[:at] + data.draw(st.binary(max_size=60), label="inserted") + car[at + removed :]
+    step = data.draw(st.integers(1, 200), label="step")
+    node = MemoryNode()
+
+    async def bring() -> None:
+        try:
+            await import_car(node, reading(damaged, step))
+        except (InvalidInput, VerificationFailed, BlockNotFound):
+            assert await node.pins() == {}
+        for cid, block in node.store.items():
+            verify_block(cid, block)
+        for pin in await node.pins():
+            node.reach(pin)  # raises where something is missing
+
+    trio.run(bring)
+    if damaged == car:
+        assert trio.run(node.pins) == {root: ""}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
@@ -13,6 +14,7 @@ import trio
 
 from ipfs_store.cids import DAG_PB, Cid, codec_of, format_cid, format_cid_v0, parse_cid, verify_block
 from ipfs_store.cids.cid import identity_block
+from ipfs_store.dag.car import CarReader
 from ipfs_store.errors import BlockMismatch, BlockNotFound, InvalidCid, InvalidInput, IpfsStoreError, NodeUnavailable, NotFound
 from ipfs_store.nodes.blockstore import cid_of_name
 from ipfs_store.nodes.exchange.peer import normalize_url
@@ -177,6 +179,21 @@ class KuboNode:
                     else:
                         blocks += 1
         return GcResult(blocks, max(before - await self._repository_size(), 0))
+
+    async def stream_dag(self, root: Cid, visit: Callable[[Cid, bytes], Awaitable[None]], *, timeout: float | None = None) -> None:
+        """One ``dag/export``; see ``interface.WholeDags``. A block by itself costs 1.4 ms, as much as 150 KB of this."""
+        seconds = self._timeout if timeout is None else timeout
+        reader = CarReader()
+        with trio.CancelScope(deadline=trio.current_time() + seconds) as stalled:
+            try:
+                async with self._rpc.stream("dag/export", [("arg", format_cid(root)), ("progress", "false")]) as response:
+                    async for piece in response.aiter_raw():
+                        stalled.deadline = math.inf  # what the receiver takes its time for is no fault of Kubo's
+                        for cid, block in await trio.to_thread.run_sync(lambda piece=piece: list(reader.feed(piece))):
+                            await visit(cid, block)
+                        stalled.deadline = trio.current_time() + seconds
+            except RpcError as error:
+                _log.info("Kubo at %s breaks off the export of %s: %s", self.address, format_cid(root), error)
 
     async def version(self) -> str:
         """Kubo's version, such as ``0.42.0``; raises NodeUnavailable where none answers."""
