@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import re
 import zlib
-from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from ipfs_store.errors import InvalidInput
@@ -79,8 +79,8 @@ def fixed_leaves(data: memoryview, size: int = FIXED_SIZE) -> Iterator[memoryvie
         yield data[start : start + size]
 
 
-def member_starts(data: memoryview) -> list[int]:
-    """Where the gzip members or zstd frames of a blob begin; ``[0]`` for one of another kind.
+def member_starts(data: memoryview) -> Iterator[int]:
+    """Where the gzip members or zstd frames of a blob begin, found as they are asked for; 0 alone for one of another kind.
 
     Found by their headers, not by the table of contents, which says where files begin and not where members do: so a blob is cut in the same
     places by who writes it and by who only has it. One writer's gzip headers are alike, and found nowhere else (on a Debian
@@ -93,11 +93,13 @@ def member_starts(data: memoryview) -> list[int]:
     elif first.startswith((_ZSTD, b"\x50\x2a\x4d\x18")):
         header = re.escape(_ZSTD)
     else:
-        return [0]
-    return list(dict.fromkeys((0, *(found.start() for found in re.finditer(header, data)))))
+        header = b""
+    yield 0
+    if header:
+        yield from (found.start() for found in re.finditer(header, data) if found.start())
 
 
-def member_leaves(data: memoryview, starts: Sequence[int], target: int = TARGET) -> Iterator[memoryview]:
+def member_leaves(data: memoryview, starts: Iterable[int], target: int = TARGET) -> Iterator[memoryview]:
     """``data`` in leaves that end where members end; ``starts`` are the offsets at which members begin (sorted).
 
     A member of half of ``target`` or more stands alone, smaller ones are grouped; that makes leaves of about ``target`` bytes on average.
@@ -107,19 +109,21 @@ def member_leaves(data: memoryview, starts: Sequence[int], target: int = TARGET)
     # does not. Hence alone early, and the groups large to make up for it: on an upgrade that costs 6 % less than groups of twice the
     # target with files alone from the target on, at 10 % more leaves (docs/benchmarks.md, "leaves").
     alone, window = target // 2, target * 3 // 2
-    if not data:
-        return
-    begins = [0, *dict.fromkeys(starts[bisect_right(starts, 0) : bisect_left(starts, len(data))])]
-    group = 0  # number of the first member that is in no leaf yet
-    ends = [*begins[1:], len(data)]
-    for number, (start, end) in enumerate(zip(begins, ends, strict=True)):
-        if end - start >= alone:
-            if group < number:
-                yield from _grouped(data, begins[group], ends[group:number], window)
-            yield from _inside(data[start:end]) if end - start > MAX_LEAF else (data[start:end],)
-            group = number + 1
-    if group < len(begins):
-        yield from _grouped(data, begins[group], ends[group:], window)
+    group, ends = 0, list[int]()  # where the members begin that are in no leaf yet, and where each ends
+    at = 0
+    for start in chain(starts, (len(data),)):
+        if not at < start <= len(data):
+            continue
+        if start - at >= alone:
+            if ends:
+                yield from _grouped(data, group, ends, window)
+            yield from _inside(data[at:start]) if start - at > MAX_LEAF else (data[at:start],)
+            group, ends = start, []
+        else:
+            ends.append(start)
+        at = start
+    if ends:
+        yield from _grouped(data, group, ends, window)
 
 
 def _grouped(data: memoryview, start: int, ends: Sequence[int], window: int) -> Iterator[memoryview]:

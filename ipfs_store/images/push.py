@@ -31,7 +31,7 @@ Inspect = Callable[[Descriptor, Path], Awaitable[TocObject | None]]
 """The TOC of a layer; None where it has none by which it could be read lazily."""
 
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-_BATCH = 2 << 20  # bytes
+_BATCH = 4 << 20  # bytes of blocks that change threads together
 
 
 @dataclass(frozen=True, slots=True)
