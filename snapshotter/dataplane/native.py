@@ -14,7 +14,7 @@ import trio
 from ipfs_store.errors import StorageFailed, Unavailable
 from ipfs_store.formats.chunks import decode_stream
 from ipfs_store.formats.footer import TocLocation
-from snapshotter.cache import ContentStore
+from snapshotter.cache import ContentStore, on_disk
 from snapshotter.dataplane.contents import ContentTree
 from snapshotter.dataplane.control import Mount
 from snapshotter.dataplane.keeping import ContentKeeper
@@ -59,7 +59,7 @@ class NativeLayers:
         self._verify = verify
         self._salt = _salt(cache / "salt")
         self._kept = KeptMetadata(cache / "metadata")
-        self._upkeep = Upkeep(store, self._kept, lambda: [layer.index for layer in self])
+        self._upkeep = Upkeep(store, self._kept, lambda: {layer.key: layer.index for layer in self})
         self._workers = Workers()
         self._building: dict[str, trio.Lock] = {}
 
@@ -138,6 +138,8 @@ class NativeLayers:
             if allowed.cancelled_caught:
                 raise Unavailable(f"the TOC of {request.cid} did not come within {request.timeout:g} s")
             kept = await trio.to_thread.run_sync(self._kept.find, name, scope)
+            if kept is not None:
+                self._store.room.counted(sum(on_disk(path.stat().st_size) for path in kept[0].parent.iterdir()))
             if kept is None:
                 raise StorageFailed(f"the metadata of {request.cid} were built in {self._kept.folder}, and are gone")
         return kept[1]

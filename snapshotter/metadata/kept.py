@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,11 +77,22 @@ class KeptMetadata:
         folder = self.folder_of(layer, scope)
         try:
             index = ContentIndex.open(folder / INDEX)
+            os.utime(folder)  # when it was used last
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StorageFailed(f"{folder / INDEX} cannot be read: {error.strerror}") from error
-        return folder / IMAGE, index
+        return (folder / IMAGE, index) if (folder / IMAGE).exists() else None
+
+    def files(self, but: Container[str]) -> list[tuple[int, int, Path]]:
+        """(when used last, bytes, path) of every file, but for those of the layers whose keys are in ``but``."""
+        found = []
+        for folder in self.folder.glob("[!t]*"):
+            if folder.name not in but:
+                with contextlib.suppress(FileNotFoundError):
+                    used = int(folder.stat().st_mtime)
+                    found += [(used, path.stat().st_size, path) for path in (folder / INDEX, folder / IMAGE) if path.exists()]
+        return found
 
     def indexes(self) -> list[ContentIndex]:
         """Every index that is here, mapped; those that cannot be read are left out."""
@@ -101,9 +112,10 @@ class KeptMetadata:
         return dropped
 
     def clear(self) -> None:
-        """Delete what builders that were killed left half-done. For the start, when nobody builds."""
+        """Delete what builders that were killed left half-done."""
         for path in self.folder.glob(f"{_TMP}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            if not Path("/proc", path.name.split(".")[1]).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_sound(folder: Path) -> bool:
@@ -142,8 +154,7 @@ def write_pair(folder: Path, image: bytes, index: bytes) -> None:
         try:
             for name, data in ((IMAGE, image), (INDEX, index)):
                 (scratch / name).write_bytes(data)
-            with contextlib.suppress(FileExistsError):
-                _rename(scratch, folder)
+            _rename(scratch, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
@@ -156,5 +167,9 @@ def _rename(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError:
-        if not target.is_dir():  # another builder was faster: ENOTEMPTY, the same bytes
+        if not target.is_dir():
             raise
+        # Another builder was faster: ENOTEMPTY, the same bytes. Or some of it was evicted.
+        for name in (IMAGE, INDEX):
+            if not (target / name).exists():
+                (source / name).rename(target / name)

@@ -26,6 +26,7 @@ class Source:
     cid: str
     digest: str = "sha256:" + "d" * 64
     toc_digest: str = ""
+    toc: str = ""
 
 
 @dataclass

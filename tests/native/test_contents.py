@@ -195,3 +195,22 @@ def test_a_chain_of_layers_is_one_image(native: Native, tmp_path: Path) -> None:
     assert [line for line in differences(look(stacked), look(merged)) if not line.startswith(".: mtime")] == []
     with pytest.raises(DataPlaneFailed, match="not mounted natively"):
         native.dataplane.mount_chain([77])
+
+
+def test_metadata_of_layers_that_are_gone_make_room(tmp_path: Path) -> None:
+    with a_plane(cache_max_bytes=1 << 20) as native:
+        many = tar_of(tmp_path / "many.tar", {f"d{number}": b"%d" % number for number in range(2000)})
+        digest = native.write("many", many)
+        image = native.image("many", digest)
+        assert (native.overlay(image) / "d7").read_bytes() == b"7"
+        kept = native.folder / "cache/metadata"
+        before = set(kept.glob("*/*"))
+        assert len(before) == 2
+        native.unmount_all()
+        native.dataplane.unmount(1)
+        files = {f"f{number}": noise(str(number), 100_000) for number in range(12)}
+        root = native.root("next", files)
+        for path, data in files.items():
+            assert (root / path).read_bytes() == data
+        assert not before & set(kept.glob("*/*"))
+        assert (native.overlay(native.image("many", digest)) / "d8").read_bytes() == b"8"
