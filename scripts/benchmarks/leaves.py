@@ -92,7 +92,7 @@ def _cold_read(cid: str, store: Path, cold: Path, server: str, client: str) -> d
                 cwd=_ROOT, stdout=subprocess.PIPE, check=True,
             )  # fmt: skip
         finally:
-            serving.terminate()
+            serving.kill()
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
