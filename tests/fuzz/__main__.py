@@ -59,6 +59,8 @@ def main(seconds: int, jobs: int, corpus: Path, found: Path, targets: tuple[str,
             if outcome.status:
                 failed = True
                 click.echo(outcome.text)
+    if found.is_dir() and not any(found.iterdir()):
+        found.rmdir()
     sys.exit(1 if failed else 0)
 
 
@@ -76,6 +78,7 @@ def _run(name: str, *, seconds: int, corpus: Path, found: Path) -> Outcome:
             [
                 sys.executable, "-m", "tests.fuzz.one", name, kept, folder, f"-max_total_time={seconds}", f"-timeout={_SECONDS_OF_ONE_INPUT}",
                 f"-rss_limit_mb={_MEMORY_MB}", f"-max_len={TARGETS[name].longest}", f"-artifact_prefix={artifacts}/", "-print_final_stats=1",
+                f"-report_slow_units={_SECONDS_OF_ONE_INPUT}",
             ],
             capture_output=True, text=True, errors="replace",
         )  # fmt: skip
