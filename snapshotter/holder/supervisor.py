@@ -29,6 +29,8 @@ _LONGEST_DELAY = 5.0
 # It has shown that it can serve: its next death is a new one.
 _PROVEN = 10.0
 _TICK = 1.0
+# From "go" to "serving" is a matter of milliseconds; readers wait meanwhile.
+_TO_SERVE = 10.0
 # A data plane whose mount is gone ends by itself, and takes its socket with it.
 _GRACE = 5.0
 
@@ -68,7 +70,7 @@ class Supervisor:
         self._wanted: tuple[str, ...] | None = None
         """What is to be started in place of the one that is coming."""
         self._last_trouble = ""
-        self._served = 0
+        self._served = 0 if serving is None else 1
         self._waiting: list[Conversation] = []
         """Those who asked for another data plane and have not heard yet."""
         self._ending: list[Conversation] = []
@@ -107,10 +109,16 @@ class Supervisor:
             self._selector.unregister(who.channel)  # its process has ended or is about to
             return
         who.heard = time.monotonic()
-        message = channel.decode(packet)
+        try:
+            message = channel.decode(packet)
+            reply = bytes.fromhex(message.reply)
+        except ValueError as error:
+            who.trouble = str(error)
+            who.kill()
+            return
         match message.say:
             case "prepared":
-                who.state, who.reply = "prepared", bytes.fromhex(message.reply)
+                who.state, who.reply = "prepared", reply
                 self._hand_over()
             case "serving":
                 self._now_serving(who)
@@ -184,7 +192,7 @@ class Supervisor:
             _log.error("the FUSE connection cannot be handed over: %s", error)
             coming.kill()
             return
-        coming.state = "going"
+        coming.state, coming.heard = "going", time.monotonic()
         coming.send(Message("go", handshake=self._connection.handshake.encode(), first=first))
 
     def _now_serving(self, who: Worker) -> None:
@@ -210,8 +218,8 @@ class Supervisor:
                 serving.kill()
             elif now - serving.since > _PROVEN:
                 self._delay = _FIRST_DELAY
-        if coming is not None and now - coming.heard > self._settings.watchdog:
-            coming.trouble = f"not ready after {self._settings.watchdog:g} s"
+        if coming is not None and now - coming.heard > (patience := self._patience(coming)):
+            coming.trouble = f"{'not ready' if coming.state == 'starting' else 'does not serve'} after {patience:g} s"
             coming.heard = now
             coming.kill()
         if serving is None and self._ready is None and now - self._alone_since > self._settings.abandon:
@@ -222,6 +230,12 @@ class Supervisor:
             self._end(3)
         elif self._start_at is not None and now >= self._start_at:
             self._start(self._command)
+
+    def _patience(self, coming: Worker) -> float:
+        """How long a new one may say nothing; in time for another before the connection is abandoned, if readers wait."""
+        if coming.state == "prepared" or self._serving is not None or self._ready is not None:
+            return self._settings.watchdog
+        return min(self._settings.watchdog, self._settings.abandon / 2 if coming.state == "starting" else _TO_SERVE)
 
     def _start(self, command: Sequence[str]) -> None:
         self._start_at = None
@@ -293,7 +307,10 @@ class Supervisor:
         if self._status is not None:
             return
         self._status = status
-        self._connection.end()
+        try:
+            self._connection.end()
+        except OSError as error:
+            _log.error("%s cannot be unmounted: %s", self._connection.mountpoint, error)
         for who in (self._serving, self._coming):
             if who is not None:
                 who.end(_GRACE)

@@ -283,6 +283,17 @@ def test_a_first_data_plane_that_does_not_start_leaves_nothing_and_says_why(serv
     assert not mounts_at(served.folder / "layers")
 
 
+@pytest.mark.parametrize("packet", ["no message", '{"say": "prepared", "reply": "zz"}', '{"say": "prepared", "reply": "00"}', "[]"])
+def test_a_data_plane_that_talks_nonsense_costs_itself_and_not_the_holder(served: Served, packet: str) -> None:
+    script = f"import os, sys, time; os.write(int(next(a for a in sys.argv if a.startswith('--holder-fd='))[12:]), {packet.encode()!r}); time.sleep(1000)"
+    plane = served.plane()
+    plane.start()
+    root = plane.mount(1, SOURCE)
+    served.plane(program=(sys.executable, "-c", script)).start()
+    assert every_file(root) == FILES
+    assert "Traceback" not in served.log()
+
+
 def test_without_resend_a_waiting_reader_gets_bytes_or_one_error(served: Served) -> None:
     plane = served.plane(resend=False)
     plane.start()
