@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_TIMEOUT = 60.0
 """Seconds that Kubo may search the network for a block."""
 _MAX_BLOCK = 2 << 20
+_EXPORT_PIECE = 1 << 20  # handed to a thread at a time: httpx gives 64 KiB or less, and a switch for each would cost more than the hashing
 _PROBE = "bafkqaaa"  # the empty block inside of its CID: every trustless gateway serves it
 
 
@@ -183,15 +184,25 @@ class KuboNode:
     async def stream_dag(self, root: Cid, visit: Callable[[Cid, bytes], Awaitable[None]], *, timeout: float | None = None) -> None:
         """One ``dag/export``; see ``interface.WholeDags``. A block by itself costs 1.4 ms, as much as 150 KB of this."""
         seconds = self._timeout if timeout is None else timeout
-        reader = CarReader()
+        reader, held = CarReader(), bytearray()
+
+        async def hand_on() -> None:
+            piece = bytes(held)
+            held.clear()
+            for cid, block in await trio.to_thread.run_sync(lambda: list(reader.feed(piece))):
+                await visit(cid, block)
+
         with trio.CancelScope(deadline=trio.current_time() + seconds) as stalled:
             try:
                 async with self._rpc.stream("dag/export", [("arg", format_cid(root)), ("progress", "false")]) as response:
                     async for piece in response.aiter_raw():
-                        stalled.deadline = math.inf  # what the receiver takes its time for is no fault of Kubo's
-                        for cid, block in await trio.to_thread.run_sync(lambda piece=piece: list(reader.feed(piece))):
-                            await visit(cid, block)
+                        held += piece
+                        if len(held) >= _EXPORT_PIECE:
+                            stalled.deadline = math.inf  # what the receiver takes its time for is no fault of Kubo's
+                            await hand_on()
                         stalled.deadline = trio.current_time() + seconds
+                    stalled.deadline = math.inf
+                    await hand_on()
             except RpcError as error:
                 _log.info("Kubo at %s breaks off the export of %s: %s", self.address, format_cid(root), error)
 
