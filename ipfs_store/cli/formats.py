@@ -24,7 +24,7 @@ def format_options(function: Decorated) -> Decorated:
     for option in reversed(
         (
             click.option("--estargz-record-in", type=_FILE, metavar="FILE", help="Files to put first: a record of `ctr-remote optimize`."),
-            click.option("--estargz-compression-level", type=click.IntRange(0, 9), metavar="N", help="0 to 9 [5]."),
+            click.option("--estargz-compression-level", type=click.IntRange(0, 9), metavar="N", help="0 to 9 [4]."),
             click.option("--estargz-chunk-size", type=Size(), metavar="SIZE", help="What is fetched at once [256KiB]."),
             click.option(
                 "--estargz-min-chunk-size", type=Size(), metavar="SIZE", help="Small files share a gzip member of so many bytes [0]."
@@ -32,7 +32,7 @@ def format_options(function: Decorated) -> Decorated:
             click.option("--zstdchunked", is_flag=True, help="Convert layers to zstd:chunked."),
             click.option("--zstdchunked-record-in", type=_FILE, metavar="FILE", help="As --estargz-record-in."),
             click.option(
-                "--zstdchunked-compression-level", type=click.IntRange(1, 22), metavar="N", help="1 to 22 [3]; 19 is the highest used."
+                "--zstdchunked-compression-level", type=click.IntRange(1, 22), metavar="N", help="1 to 22 [2]; 19 is the highest used."
             ),
             click.option("--zstdchunked-chunk-size", type=Size(), metavar="SIZE", help="What is fetched at once [256KiB]."),
             click.option(

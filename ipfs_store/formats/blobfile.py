@@ -113,12 +113,11 @@ class BlobFile:
 
 
 def _compress(codec: Codec, pieces: Sequence[Piece]) -> _Done:
-    out: list[bytes] = []
     digests: list[str] = []
     for piece in pieces:
         for mark in piece.marks:
             if isinstance(mark, Span):
                 part = memoryview(piece.raw)[mark.start : mark.start + mark.size]
                 digests.append(f"sha256:{hashlib.sha256(part).hexdigest()}")
-        out.append(codec(piece.raw))
+    out = codec([piece.raw for piece in pieces])
     return _Done(pieces, [len(data) for data in out], digests, b"".join(out))

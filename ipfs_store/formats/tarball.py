@@ -202,7 +202,9 @@ class TarReader:
             yield data
 
     def _bytes(self, count: int) -> bytes:
-        data = read(self._file, count) if count else b""
+        if not count:
+            return b""
+        data = read(self._file, count)
         self.at += len(data)
         return data
 

@@ -1,8 +1,8 @@
-"""Conversion of a layer against stargz-snapshotter's ``ctr-remote image convert``, on the same images in the same run.
+"""Conversion against stargz-snapshotter's ``ctr-remote image convert``, on the same images in the same run, in the same containerd.
 
-Both read the layer out of the same content store. Theirs is the whole command: layer, config and manifest written into containerd. Ours is a
-process of its own that writes the layer and has it on disk (fsync), which is what containerd does with theirs. Best of the runs on both
-sides; processor seconds are those of ``ctr-remote`` and of our process, without containerd's.
+"command": the whole of it on both sides, ``ipfs-store convert`` and ``ctr-remote image convert`` from one image of containerd to another.
+"layer": the library alone, which reads the layer out of containerd's content store and has the new one on disk (fsync), beside their whole
+command. Best of the runs on both sides; processor seconds and memory are those of the two commands' processes, without containerd's.
 
 ``IPFS_STORE_BENCH_IMAGES``: archives to convert, separated by colons.
 """
@@ -65,21 +65,26 @@ def _image(archive: Path, daemon: PrivateContainerd, folder: Path) -> list[Row]:
     source = daemon.root / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256" / layer.removeprefix("sha256:")
     rows: list[Row] = []
     for kind, flag in (("estargz", "--estargz"), ("zstd:chunked", "--zstdchunked")):
-        ours, theirs = [], []
+        layers, commands, theirs = [], [], []
         for number in range(RUNS):
-            ours.append(_ours(source, folder / "layer", kind))
-            theirs.append(_theirs(daemon, name, f"bench.invalid/{kind[:4]}:{number}", flag))
-        best, reference = min(ours, key=lambda run: run.seconds), min(theirs, key=lambda run: run.seconds)
-        size = best.tar
-        case = f"{archive.stem} ({size / 1e6:.0f} MB of tar), {kind}"
-        limit = 1.03 if kind == "estargz" else None
-        rows += [
-            Row(case, "seconds", best.seconds, reference.seconds, 0.1),
-            Row(case, "MB/s of tar", size / best.seconds / 1e6, size / reference.seconds / 1e6, 10, at_least=True),
-            Row(case, "processor seconds", best.processor, reference.processor, 0.1),
-            Row(case, "bytes of the blob", best.size, reference.size, limit),
-            Row(case, "MB of memory, at most", best.memory / 1e6, None, 300),
-        ]
+            layers.append(_ours(source, folder / "layer", kind))
+            target = f"bench.invalid/{kind[:4]}:{number}"
+            ours = [str(Path(sys.executable).parent / "ipfs-store"), "convert", flag, "--oci", "--quiet", "--address", str(daemon.address)]
+            commands.append(_command(daemon, [*ours, f"containerd:{name}", f"containerd:{target}"], target))
+            reference = ["ctr-remote", "--address", str(daemon.address), "image", "convert", flag, "--oci", name, target]
+            theirs.append(_command(daemon, reference, target))
+        size = layers[0].tar
+        against = min(theirs, key=lambda run: run.seconds)
+        for what, runs in (("command", commands), ("layer", layers)):
+            best = min(runs, key=lambda run: run.seconds)
+            case = f"{archive.stem} ({size / 1e6:.0f} MB of tar), {kind}, {what}"
+            rows += [
+                Row(case, "seconds", best.seconds, against.seconds, 0.1),
+                Row(case, "MB/s of tar", size / best.seconds / 1e6, size / against.seconds / 1e6, 10, at_least=True),
+                Row(case, "processor seconds", best.processor, against.processor, 0.1),
+                Row(case, "MB of memory, at most", best.memory / 1e6, None, 300),
+            ]
+        rows.append(Row(case, "bytes of the blob", best.size, against.size, 1.03 if kind == "estargz" else None))
     return rows
 
 
@@ -91,8 +96,7 @@ def _ours(source: Path, target: Path, kind: str) -> Run:
     return Run(seconds, processor, memory, size, tar)
 
 
-def _theirs(daemon: PrivateContainerd, source: str, target: str, flag: str) -> Run:
-    command = ["ctr-remote", "--address", str(daemon.address), "image", "convert", flag, "--oci", source, target]
+def _command(daemon: PrivateContainerd, command: list[str], target: str) -> Run:
     seconds, processor, memory, _ = _timed(command)
     size, _ = _layer(daemon, target)
     # What was converted must not be found done the next time.

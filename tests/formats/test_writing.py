@@ -49,7 +49,7 @@ LAZY = {
     "zstd kept": WriteOptions(format="zstd:chunked", keep_diff_id=True),
     "zstd for podman": WriteOptions(format="zstd:chunked", audience="containers-storage", chunk_size=65536),
 }
-PLAIN = {name: WriteOptions(format=name) for name in ("tar", "gzip", "zstd")}  # type: ignore[arg-type]
+PLAIN = {f"only {name}": WriteOptions(format=name) for name in ("tar", "gzip", "zstd")}  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -369,3 +369,14 @@ async def test_any_tar_reads_back_in_any_format(tmp_path: Path, seed: int, form:
     await assert_reads_back(target.read_bytes(), written, source)
     source.unlink()
     target.unlink()
+
+
+@pytest.mark.parametrize("name", LAZY | PLAIN)
+async def test_a_tar_without_a_byte_is_a_layer_too(name: str, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"")
+    options = (LAZY | PLAIN)[name]
+    written = write_layer(tmp_path / "in", tmp_path / "layer", options)
+    blob = (tmp_path / "layer").read_bytes()
+    assert_says_what_it_wrote(blob, written, options)
+    if name in LAZY:
+        assert [entry.path for entry in (await reopened(blob, written)).toc.entries] == [""]
