@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ipfs_store.cids import format_cid
+from ipfs_store.dag.builder import FileBuilder
+from ipfs_store.dag.chunker import fixed_leaves
 from tests.cli.conftest import NAME, Done, shown_on_a_terminal, start
 from tests.sources.made import MadeImage, docker_files, encode, image, layout_files, sha256, tar, write_folder, write_tar
 
@@ -60,6 +63,34 @@ def test_layers_can_be_left_alone(switch: str, ipfs_store: Run, archive: Path, m
     assert [layer["digest"] for layer in pushed["layers"]] == [f"sha256:{sha256(layer)}" for layer in made.compressed]
     assert not any(layer["converted"] for layer in pushed["layers"])
     assert ipfs_store("cat", pushed["layers"][0]["cid"]).out == made.compressed[0]
+
+
+def test_a_fixed_chunker_gives_the_cids_of_ipfs_add(ipfs_store: Run, archive: Path, made: MadeImage) -> None:
+    pushed = json.loads(ipfs_store("ipfs-push", "--no-estargz", "--chunker=size-1000", "--json", archive).out)
+    builder = FileBuilder()
+    for leaf in fixed_leaves(memoryview(made.compressed[0]), 1000):
+        list(builder.add(bytes(leaf)))
+    list(builder.finish())
+    assert builder.root is not None
+    assert pushed["layers"][0]["cid"] == format_cid(builder.root)
+
+
+def test_a_chunker_that_is_none_is_named(ipfs_store: Run, archive: Path) -> None:
+    done = ipfs_store("ipfs-push", "--quiet", "--chunker=rabin", archive)
+    assert (done.status, done.out) == (1, b"")
+    assert done.err.splitlines()[0] == "ipfs-store: error: 'rabin' is no chunker"
+    assert "member-BYTES" in done.err
+
+
+def test_pushed_again_nothing_is_converted(ipfs_store: Run, archive: Path, machine: Path) -> None:
+    first = ipfs_store("ipfs-push", archive)
+    second = ipfs_store("ipfs-push", archive)
+    assert second.out == first.out
+    assert "converting" in first.err
+    assert "converting" not in second.err
+    elsewhere = ipfs_store("--node-path", machine / "another", "ipfs-push", archive)
+    assert elsewhere.out == first.out
+    assert "converting" in elsewhere.err, "another node has none of it"
 
 
 def test_toc_digests_agree(ipfs_store: Run, archive: Path, machine: Path) -> None:
