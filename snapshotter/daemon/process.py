@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from ipfs_store import __version__
 from ipfs_store.errors import InvalidInput, IpfsStoreError, StorageFailed
@@ -20,6 +20,9 @@ from snapshotter.daemon.config import Config
 from snapshotter.dataplane.client import DataPlane, Launch
 from snapshotter.holder import notify
 from snapshotter.mounts.native import binds_of, unmount_below
+
+if TYPE_CHECKING:
+    from snapshotter.service.snapshots import Snapshotter
 
 _log = logging.getLogger(__name__)
 _GRACE = 10.0  # seconds that requests have to end when the daemon does
@@ -91,7 +94,7 @@ def run_daemon(config: Config) -> None:
             raise
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
-        keeper = threading.Thread(target=_keep, args=(plane, snapshotter.restore, ended), name="keeper")
+        keeper = threading.Thread(target=_keep, args=(plane, snapshotter, ended), name="keeper")
         keeper.start()
         _log.info("serving snapshots on %s; state in %s", config.socket, root)
         _tell_systemd("READY=1")
@@ -144,10 +147,9 @@ def stop_all(config: Config, *, unmount: bool, force: bool = False) -> None:
         Path(config.socket).unlink(missing_ok=True)
 
 
-def _keep(plane: DataPlane, restore: object, ended: threading.Event) -> None:
-    """Mount remote layers again, now and whenever the data plane had to be replaced."""
-    assert callable(restore)
-    restore()
+def _keep(plane: DataPlane, snapshotter: Snapshotter, ended: threading.Event) -> None:
+    """Mount remote layers again, now and whenever the holder had to be replaced."""
+    _restore(plane, snapshotter)
     while not ended.is_set():
         if not plane.wait_gone(_WATCH) or ended.is_set():
             continue
@@ -159,7 +161,20 @@ def _keep(plane: DataPlane, restore: object, ended: threading.Event) -> None:
             _log.error("%s", error.message)
             ended.wait(_WATCH)
             continue
-        restore()
+        _restore(plane, snapshotter)
+
+
+def _restore(plane: DataPlane, snapshotter: Snapshotter) -> None:
+    """What the database has is mounted; what it does not have, since nobody heard of its end, is let go of."""
+    registered = plane.registered()  # asked first: whatever is mounted from now on has been in the database before
+    known = {snapshot.id for snapshot in snapshotter.select()}
+    for layer in registered:
+        if layer not in known:
+            try:
+                plane.unmount(layer)
+            except IpfsStoreError as error:
+                _log.warning("layer %d belongs to no snapshot and is still mounted: %s", layer, error.message)
+    snapshotter.restore()
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ from snapshotter.dataplane.control import (
     decode_answer,
     encode,
 )
+from snapshotter.dataplane.registry import Registry
 from snapshotter.holder import locks, requests
 from snapshotter.holder.mounts import end_mount, mounts_at
 from snapshotter.holder.requests import NoHolder, Refused
@@ -237,6 +238,10 @@ class DataPlane:
         if self.holder_pid():
             self._patiently(Unmount(layer), ANSWER_TIMEOUT)
 
+    def registered(self) -> list[int]:
+        """The layers that are noted as mounted, whether they can be opened or not."""
+        return [request.layer for request in Registry(self.launch.control.with_suffix(".layers")).requests()]
+
     def check(self, layer: int) -> bool:
         """Whether the layer is mounted and its process answers."""
         try:
@@ -257,11 +262,6 @@ class DataPlane:
             self._ask_holder("stop", timeout=STOP_TIMEOUT)
         except NoHolder:
             self._clear()
-        except TimeoutError:
-            raise DataPlaneFailed(
-                f"the holder of the FUSE connection on {self.launch.holder} does not end",
-                hint=f"kill -9 {locks.owner(self.launch.holder.with_suffix('.lock'))}; umount --lazy {self.launch.mountpoint}",
-            ) from None
         self._remove_traces()
 
     def wait_gone(self, timeout: float | None = None) -> bool:
@@ -336,13 +336,21 @@ class DataPlane:
             raise DataPlaneGone(str(error)) from error
 
     def _ask_holder(self, op: str, command: tuple[str, ...] = (), timeout: float = ANSWER_TIMEOUT) -> dict[str, Any]:
-        return requests.ask(self.launch.holder, requests.Request(op, command), timeout=timeout)
+        """Raises NoHolder, Refused, DataPlaneFailed (it does not answer)."""
+        try:
+            return requests.ask(self.launch.holder, requests.Request(op, command), timeout=timeout)
+        except TimeoutError:
+            pid = self.holder_pid()
+            raise DataPlaneFailed(
+                f"the holder of the FUSE connection (process {pid}) did not answer {op!r} within {timeout:g} s",
+                hint=f"its log may say why; kill -9 {pid}, and the daemon brings another",
+            ) from None
 
     def _replace(self) -> None:
         _log.info("the data plane runs with other settings or other code than it should, and is replaced")
         try:
             self._ask_holder("replace", self.launch.command(), timeout=START_TIMEOUT)
-        except (Refused, NoHolder, TimeoutError) as error:
+        except (Refused, NoHolder, DataPlaneFailed) as error:
             # The one before serves on.
             _log.error("the data plane cannot be replaced by one with the present settings and code: %s", error)
 

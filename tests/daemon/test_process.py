@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from snapshotter.dataplane.control import Mount, encode
 from tests.integration.stage import BIN, ENVIRONMENT, Stage, stage
 from tests.requirements import require_fuse, require_root
 
@@ -65,6 +66,17 @@ def test_a_data_plane_that_is_killed_is_replaced(on_stage: Stage) -> None:
     while not (now := on_stage.status()["dataplane"]) or now["pid"] == plane:
         pass
     assert os.path.ismount(on_stage.root / "snapshotter/layers")
+
+
+def test_a_layer_that_no_snapshot_has_is_let_go_of(on_stage: Stage) -> None:
+    on_stage.start_daemon()
+    registry = on_stage.root / "snapshotter/dataplane.layers"
+    on_stage.end_daemon()
+    registry.mkdir(exist_ok=True)
+    (registry / "999").write_bytes(encode(Mount(999, "bafkqaaa", "", "", 1.0)))  # of a daemon that was killed between two steps
+    on_stage.start_daemon()
+    while list(registry.iterdir()):
+        pass
 
 
 def test_mistakes_are_one_line_and_a_status(tmp_path: Path) -> None:
