@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -140,6 +141,7 @@ class NativeLayers:
             kept = await trio.to_thread.run_sync(self._kept.find, name, scope)
             if kept is not None:
                 self._store.room.counted(sum(on_disk(path.stat().st_size) for path in kept[0].parent.iterdir()))
+                await trio.to_thread.run_sync(_give_back)
             if kept is None:
                 raise StorageFailed(f"the metadata of {request.cid} were built in {self._kept.folder}, and are gone")
         return kept[1]
@@ -161,6 +163,13 @@ class NativeLayers:
             index=index,
             key=key,
         )
+
+
+def _give_back() -> None:
+    """Return to the kernel what a TOC took (8 MB for 30,000 files, several times over): glibc would keep most of it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in other C libraries
+    if trim is not None:
+        trim(0)
 
 
 def _salt(path: Path) -> bytes:
