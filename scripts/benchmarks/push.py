@@ -27,7 +27,7 @@ from scripts.benchmarks.material.image import OneLayer, converted, write_layout
 from scripts.benchmarks.rows import Row
 from tests.kubo import KuboDaemon
 
-_ROUNDS = 5
+_ROUNDS = 3
 _PLAIN = Chunker("size", 262_144)
 
 
