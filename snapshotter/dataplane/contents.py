@@ -91,6 +91,7 @@ class ContentTree:
         with self._waiters.wait(ctx.pid) as scope:
             try:
                 await self._promote(content, sources)
+                layer.counters.opened.add(index)
                 self._told[ctx.pid, content] = trio.current_time() + _AGAIN, 1
                 self._store.room.keep_young(self._store.path(content))
             except StorageFailed as error:

@@ -108,7 +108,7 @@ class LayerStatus(msgspec.Struct, frozen=True):
     read: int
     """Bytes given to readers (what the page cache gives is not seen here)."""
     files_opened: int
-    """Distinct files."""
+    """Distinct files that were asked for here. Natively, one that came along with a neighbour's leaf is on disk by then, and not asked for."""
     hits: int
     """Chunks found in memory or in the cache on disk."""
     misses: int

@@ -42,6 +42,7 @@ def test_a_small_file_is_native_in_the_container_that_asked_first(native: Native
     for path, data in files.items():
         assert (root / path).read_bytes() == data
     assert len(native.stored()) == 50
+    assert native.dataplane.status().layers[0].files_opened >= 1
     pid = native.dataplane.status().pid
     os.kill(pid, signal.SIGSTOP)
     try:
