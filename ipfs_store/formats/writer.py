@@ -57,9 +57,9 @@ def write_layer(
     ``threads`` (one a processor if None) and the way the tar was compressed. ``advance`` is told how many bytes of how many of ``source``
     were taken in; what it raises ends the work.
 
-    Memory: 5 MiB a thread and 0.6 KiB an entry or chunk. Disk: only if files are prioritized or a path comes twice in a compressed tar is it
-    unpacked, into a file without a name beside ``target``. Synchronous. Raises InvalidLayer, InvalidInput, OSError; ``target`` may then be
-    there in part.
+    Memory: 5 MiB a thread, 0.6 KiB an entry or chunk, and what glibc keeps of freed memory (48 MiB at most). Disk: only if files are
+    prioritized or a path comes twice in a compressed tar is it unpacked, into a file without a name beside ``target``. Synchronous.
+    Raises InvalidLayer, InvalidInput, OSError; ``target`` may then be there in part.
     """
     with target.open("xb") as file:
         return write_layer_to(source, file, target.parent, options, advance=advance, threads=threads)
@@ -115,19 +115,15 @@ class _Progress:
 
 def _compressed(tar: Source, file: BinaryIO, options: WriteOptions, progress: _Progress, threads: int) -> Written:
     """The tar as it is, in one or many members; raises InvalidLayer."""
-    diff_id, size = hashlib.sha256(), 0
     with BlobFile(file, codec(options.compression, options.effective_level), _nobody, threads) as blob:
         while piece := read(tar.file, _MEMBER):
-            diff_id.update(piece)
-            size += len(piece)
-            blob.put(Piece(piece))
+            blob.put(Piece([piece], len(piece)))
             progress.at(tar)
-        if not size and options.compression:
-            blob.put(Piece(b""))
+        if not blob.is_begun and options.compression:
+            blob.put(Piece([], 0))
         blob.flush()
     progress.at(tar, end=True)
-    digest = f"sha256:{diff_id.hexdigest()}"
-    return Written(blob.digest, blob.size, digest, size, "", tuple(blob.boundaries), {}, options.compression)
+    return Written(blob.digest, blob.size, blob.raw_digest, blob.raw_size, "", tuple(blob.boundaries), {}, options.compression)
 
 
 def _nobody(mark: object, start: int, end: int, digest: str) -> None:
@@ -173,8 +169,6 @@ class _Writer:
         self._blob = BlobFile(file, codec(options.compression, options.effective_level), self._placed, threads)
         self._contents = Contents(verbatim=options.format == "zstd:chunked")
         self._split = TarSplit() if options.format == "zstd:chunked" else None
-        self._diff_id = hashlib.sha256()
-        self._size = 0
         self._raws: list[bytes] = []
         self._raw_size = 0
         self._marks: list[object] = []
@@ -243,17 +237,15 @@ class _Writer:
             ending = endings.Ending([EXTERNAL_TOC_FOOTER], toc_digest, {ANNOTATION_TOC_DIGEST: toc_digest})
         elif inner:
             ending = endings.estargz(self._contents.document(), self._blob.size)
-            self._diff_id.update(ending.raw)
-            self._size += len(ending.raw)
         else:
             split, size = (self._split.finish(), self._split.size) if self._split is not None else (b"", 0)
             document = self._contents.document(endings.sha256(split) if split else "")
             ending = endings.zstd_chunked(document, split, size, self._blob.size, self._options.audience)
-        for part in ending.parts:
-            self._blob.append(part)
-        annotations = {**ending.annotations, ANNOTATION_UNCOMPRESSED_SIZE: str(self._size)}
+        for number, part in enumerate(ending.parts):
+            self._blob.append(part, b"" if number else ending.raw)
+        annotations = {**ending.annotations, ANNOTATION_UNCOMPRESSED_SIZE: str(self._blob.raw_size)}
         return Written(
-            self._blob.digest, self._blob.size, f"sha256:{self._diff_id.hexdigest()}", self._size, ending.toc_digest,
+            self._blob.digest, self._blob.size, self._blob.raw_digest, self._blob.raw_size, ending.toc_digest,
             tuple(self._blob.boundaries), annotations, self._options.compression, toc, tuple(missing),
         )  # fmt: skip
 
@@ -289,10 +281,7 @@ class _Writer:
 
     def _close(self) -> None:
         if self._raws:
-            raw = self._raws[0] if len(self._raws) == 1 else b"".join(self._raws)
-            self._diff_id.update(raw)
-            self._size += len(raw)
-            self._blob.put(Piece(raw, self._marks))
+            self._blob.put(Piece(self._raws, self._raw_size, self._marks))
             self._raws, self._raw_size, self._marks, self._has_contents = [], 0, [], False
 
     def _placed(self, mark: object, start: int, end: int, digest: str) -> None:
