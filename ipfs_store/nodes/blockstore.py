@@ -182,19 +182,22 @@ class BlockStore:
                 size += length
         return StoreStats(blocks, size)
 
-    def sync(self) -> None:
+    def open_disk(self) -> int:
+        """A descriptor for ``sync``, which tells of the writes that failed since it was opened; raises StorageFailed."""
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise storage_failed(error, self.path, "open the block store") from error
+
+    def sync(self, disk: int) -> None:
         """Return when all that was written before is on the disk; raises StorageFailed.
 
         One syncfs instead of an fsync per file: on ext4 each fsync commits the journal, which costs milliseconds, and an
         image has thousands of blocks. It also waits for what other programs wrote to this file system.
         """
-        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if _libc.syncfs(handle) != 0:
-                code = ctypes.get_errno()
-                raise storage_failed(OSError(code, os.strerror(code)), self.path, "write the blocks to the disk")
-        finally:
-            os.close(handle)
+        if _libc.syncfs(disk) != 0:
+            code = ctypes.get_errno()
+            raise storage_failed(OSError(code, os.strerror(code)), self.path, "write the blocks to the disk")
 
     def path_of(self, cid: Cid) -> str:
         """Where the block's file is or would be."""

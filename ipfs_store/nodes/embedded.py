@@ -141,7 +141,7 @@ class EmbeddedNode:
             reached = await self._complete(root, staging)
             # What a push brought is on the disk, and so is what an older pin keeps; the rest may have been fetched a moment ago.
             if reached.fetched or (reached.found and before is None):
-                await self._on_disk(self.store.sync)
+                await self._on_disk(staging.sync)
             if before != name:
                 await self._on_disk(self._pins.add, root, name)
         finally:

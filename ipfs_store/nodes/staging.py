@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,11 +13,16 @@ from typing import NamedTuple
 from ipfs_store.cids import RAW, Cid, codec_of
 from ipfs_store.cids.cid import identity_block
 from ipfs_store.dag.links import links_of
+from ipfs_store.errors import StorageFailed
 from ipfs_store.nodes.blockstore import BlockStore, OwnedFolder, write_file
 from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.locks import locked, storage_failed
 
+_log = logging.getLogger(__name__)
+
 JOURNAL = "journal"
+_WRITE_OUT = 16 << 20
+"""Bytes written between two times that the disk is set to work: ``commit`` then waits for the last of them, not for all."""
 
 
 class _Staged(NamedTuple):
@@ -38,7 +44,12 @@ class Staging:
     def __init__(self, store: BlockStore) -> None:
         """Open a push; raises StorageFailed."""
         self._store = store
-        self._folder = OwnedFolder.make(store.path / "open")
+        self._disk = store.open_disk()
+        try:
+            self._folder = OwnedFolder.make(store.path / "open")
+        except BaseException:
+            os.close(self._disk)
+            raise
         self._mutex = threading.Lock()
         self._kept: set[Cid] = set()
         self._staged: dict[Cid, _Staged] = {}
@@ -50,11 +61,15 @@ class Staging:
         """Roots of which all was found to be here (``holds``)."""
         self.new_blocks = 0
         self.new_bytes = 0
+        self._shards: set[str] = set()
+        self._unwritten = 0
+        self._writing_out: threading.Thread | None = None
         path = self._folder.path / JOURNAL
         try:
             self._journal = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError as error:
             self._folder.remove()
+            os.close(self._disk)
             raise storage_failed(error, path, "open a journal") from error
 
     def keep(self, cids: Iterable[Cid]) -> None:
@@ -89,11 +104,15 @@ class Staging:
                 staged = _Staged(len(block.data), f"{self._folder.path}/{self._count}", self._store.path_of(block.cid))
                 self._staged[block.cid] = staged
             try:
+                self._prepare(staged.path)
                 write_file(staged.temporary, block.data, block.cid)
             except BaseException:
                 with self._mutex:
                     del self._staged[block.cid]
                 raise
+            self._unwritten += len(block.data)
+        if self._unwritten >= _WRITE_OUT:
+            self._write_out()
 
     def holds(self, root: Cid) -> bool:
         """Whether all that ``root`` reaches is in the store; from before it is looked at it is safe from the collector. Raises StorageFailed."""
@@ -120,19 +139,64 @@ class Staging:
         self._added = []
         if not self._staged:
             return
-        self._store.sync()  # the data first, then the names: what has its name is complete, even after a power cut
+        self._join()
+        self.sync()  # the data first, then the names: what has its name is complete, even after a power cut
         for staged in self._staged.values():
             self._store.adopt(staged.temporary, staged.path)
             self.new_blocks += 1
             self.new_bytes += staged.size
-        self._store.sync()
+        self.sync()
         self.stored.update(self._staged)
         self._staged = {}
 
+    def sync(self) -> None:
+        """Return when all that is in the store is on the disk; raises StorageFailed, also for a write that failed since this was opened."""
+        self._store.sync(self._disk)
+
     def close(self) -> None:
         """Let the collector have what is not pinned; what was not committed is gone."""
+        self._join()
         os.close(self._journal)
+        os.close(self._disk)
         self._folder.remove()
+
+    def _prepare(self, path: str) -> None:
+        """Make the folder where a block goes, while another thread hashes: a store's first push makes a thousand, 80 µs each."""
+        shard = os.path.dirname(path)  # noqa: PTH120
+        if shard in self._shards:
+            return
+        try:
+            os.mkdir(shard, 0o700)  # noqa: PTH102
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise storage_failed(error, shard, "make a folder") from error
+        self._shards.add(shard)
+
+    def _write_out(self) -> None:
+        """Have the disk write what is staged so far, beside us."""
+        with self._mutex:
+            if self._writing_out is not None and self._writing_out.is_alive():
+                return
+            self._unwritten = 0
+            self._writing_out = threading.Thread(target=self._sync_early, name="write-out")
+            self._writing_out.start()
+
+    def _sync_early(self) -> None:
+        # By a descriptor of its own, so that the kernel tells of a failed write once more to ``commit``, which is who must know.
+        try:
+            disk = self._store.open_disk()
+            try:
+                self._store.sync(disk)
+            finally:
+                os.close(disk)
+        except StorageFailed as error:
+            _log.warning("%s; the push goes on, and fails when it counts on it", error)
+
+    def _join(self) -> None:
+        if self._writing_out is not None:
+            self._writing_out.join()
+            self._writing_out = None
 
 
 class Journals:
