@@ -161,7 +161,7 @@ class Staging:
         self._folder.remove()
 
     def _prepare(self, path: str) -> None:
-        """Make the folder where a block goes, while another thread hashes: a store's first push makes a thousand, 80 µs each."""
+        """Make the folder where a block goes, before the disk has to be waited for: a store's first push makes a thousand, 80 µs each."""
         shard = os.path.dirname(path)  # noqa: PTH120
         if shard in self._shards:
             return

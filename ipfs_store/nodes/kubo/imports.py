@@ -48,14 +48,16 @@ class Import:
             self._body.close()
             self._done.set()
 
-    async def send(self, block: Block) -> None:
-        """Add a block; raises StorageFailed, NodeUnavailable, RpcError where Kubo ended the request."""
+    async def send(self, blocks: Sequence[Block]) -> None:
+        """Add blocks, in one piece: each piece costs 70 µs. Raises StorageFailed, NodeUnavailable, RpcError where Kubo ended the request."""
+        if not blocks:
+            return
         try:
-            await self._feed.send(car_frame(block.cid, block.data))
+            await self._feed.send(b"".join(car_frame(block.cid, block.data) for block in blocks))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self._done.wait()
             raise self._failure or NodeUnavailable(f"Kubo at {self._rpc.address} broke off an import") from None
-        self.blocks += 1
+        self.blocks += len(blocks)
 
     async def finish(self, roots: Sequence[Cid] = (), blocks: Sequence[Block] = ()) -> None:
         """End the request and wait for Kubo to have stored all; raises as ``send`` does, also where a root could not be pinned.
@@ -65,8 +67,7 @@ class Import:
         try:
             if roots:
                 await self._feed.send(self._part(car_header(roots)))
-            for block in blocks:
-                await self.send(block)
+            await self.send(blocks)
             await self._feed.aclose()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self._feed.aclose()

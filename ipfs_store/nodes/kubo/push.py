@@ -178,16 +178,16 @@ class KuboPush:
     async def _hand_over(self, blocks: list[Block]) -> None:
         present = await self._presence.of([block.cid for block in blocks])
         async with self._requests:
-            for block in blocks:
-                if block.cid in present:
-                    self._kept.append(block.cid)
-                    continue
-                if self._import is None:
-                    # Without pinning, so that it does not ask for the lock again behind a collector that waits for the guard.
-                    self._import = Import(self._rpc, pin_roots=False)
-                    self._nursery.start_soon(self._import.run)
-                await self._import.send(block)
-                self._sending[block.cid] = len(block.data)
+            self._kept += [block.cid for block in blocks if block.cid in present]
+            missing = [block for block in blocks if block.cid not in present]
+            if not missing:
+                return
+            if self._import is None:
+                # Without pinning, so that it does not ask for the lock again behind a collector that waits for the guard.
+                self._import = Import(self._rpc, pin_roots=False)
+                self._nursery.start_soon(self._import.run)
+            await self._import.send(missing)
+            self._sending.update((block.cid, len(block.data)) for block in missing)
 
     async def _finish_import(self) -> None:
         if self._import is None:
