@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
@@ -17,7 +18,10 @@ from ipfs_store.nodes.kubo.imports import Import
 from ipfs_store.nodes.kubo.presence import Presence, is_missing, is_pinned
 from ipfs_store.nodes.kubo.rpc import Rpc, RpcError
 
-_QUEUE = 16  # blocks waiting to be looked up and sent: 2 MiB at 128 KiB a block, 32 MiB at most
+T = TypeVar("T")
+
+# Blocks looked up and sent together; as many wait. 0.5 MiB at 32 KiB a block, 16 MiB at most.
+_TOGETHER = 16
 _LINKS = 8000  # of one keeper block: 41 bytes each, so it stays under 1 MiB, which every IPFS node takes
 
 
@@ -34,7 +38,7 @@ class KuboPush:
         self._rpc = rpc
         self._nursery = nursery
         self._presence = Presence(rpc)
-        self._queue, self._waiting = trio.open_memory_channel[Block](_QUEUE)
+        self._queue, self._waiting = trio.open_memory_channel[list[Block]](1)
         self._open = 0  # blocks put and not yet handed to Kubo or found there
         self._idle = trio.Event()
         self._failure: IpfsStoreError | None = None
@@ -67,23 +71,31 @@ class KuboPush:
 
     async def put(self, block: Block) -> None:
         """Queue a block; raises the failure of an earlier one."""
-        self._check()
-        if block.cid in self._seen or (block.cid[2:4] != b"\x12\x20" and identity_block(block.cid) is not None):
-            return
-        self._seen.add(block.cid)
-        self._open += 1
-        try:
-            await self._queue.send(block)
-        except BaseException:
-            self._seen.discard(block.cid)
-            self._settle(1)
-            self._check()
-            raise
+        await self.put_all([block])
 
     async def put_all(self, blocks: Sequence[Block]) -> None:
         """Queue several; raises as ``put`` does."""
-        for block in blocks:
-            await self.put(block)
+        for some in _batched(blocks, _TOGETHER):
+            await self._put(some)
+
+    async def _put(self, blocks: Sequence[Block]) -> None:
+        self._check()
+        fresh = {
+            block.cid: block
+            for block in blocks
+            if block.cid not in self._seen and (block.cid[2:4] == b"\x12\x20" or identity_block(block.cid) is None)
+        }
+        if not fresh:
+            return
+        self._seen.update(fresh)
+        self._open += len(fresh)
+        try:
+            await self._queue.send(list(fresh.values()))
+        except BaseException:
+            self._seen.difference_update(fresh)
+            self._settle(len(fresh))
+            self._check()
+            raise
 
     async def holds(self, root: Cid) -> bool:
         """See ``Push.holds``: what is pinned is taken to be there, for Kubo deletes nothing of it; else the DAG is walked."""
@@ -103,13 +115,7 @@ class KuboPush:
 
     async def run(self) -> None:
         """Hand what is queued to Kubo, until cancelled."""
-        async for block in self._waiting:
-            blocks = [block]
-            while len(blocks) < _QUEUE:
-                try:
-                    blocks.append(self._waiting.receive_nowait())
-                except trio.WouldBlock:
-                    break
+        async for blocks in self._waiting:
             try:
                 await self._hand_over(blocks)
             except IpfsStoreError as error:
@@ -218,6 +224,6 @@ def _keeper(cids: Sequence[Cid]) -> Block:
     return Block(cid_of(DAG_CBOR, data), data)
 
 
-def _batched(items: Sequence[Cid], size: int) -> list[Sequence[Cid]]:
+def _batched(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """``items`` in runs of ``size``."""
     return [items[at : at + size] for at in range(0, len(items), size)]
