@@ -59,7 +59,7 @@ def decode_node(block: bytes) -> Node:
 
 def _link(body: bytes) -> Link:
     # What nearly every link of a file looks like, ours and Kubo's: a CIDv1 with a SHA-256, no name, a size. Read so, it takes 2 µs instead of 25.
-    if body[:3] == b"\x0a\x24\x01" and body[3] in (RAW, DAG_PB) and body[4:6] == b"\x12\x20" and body[38:41] == b"\x12\x00\x18":
+    if body[38:41] == b"\x12\x00\x18" and body[:3] == b"\x0a\x24\x01" and body[3] in (RAW, DAG_PB) and body[4:6] == b"\x12\x20":
         size, at = varint.decode(body, 41)
         if at == len(body):
             return Link(Cid(body[2:38]), "", size)

@@ -38,8 +38,9 @@ class Outcome:
     "--corpus", default=CORPUS, show_default=True, type=click.Path(path_type=Path), help="Inputs found earlier, kept and added to."
 )
 @click.option("--found", default=Path("fuzz-found"), show_default=True, type=click.Path(path_type=Path), help="Where failing inputs go.")
+@click.option("--seed", type=click.IntRange(1), help="The same inputs on every machine, as far as the seconds go: no corpus, no chance.")
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
-def main(seconds: int, jobs: int, corpus: Path, found: Path, targets: tuple[str, ...]) -> None:
+def main(seconds: int, jobs: int, corpus: Path, found: Path, seed: int | None, targets: tuple[str, ...]) -> None:
     """Fuzz TARGETs (default: all), each in a process of its own; exit 1 where an input was found that fails.
 
     Such an input belongs into tests/fuzz/found/TARGET, where the tests replay it.
@@ -50,8 +51,9 @@ def main(seconds: int, jobs: int, corpus: Path, found: Path, targets: tuple[str,
         if name not in TARGETS:
             raise click.UsageError(f"no target {name!r}: {', '.join(TARGETS)}")
     chosen = targets or tuple(TARGETS)
-    run = partial(_run, seconds=max(seconds // len(chosen), 1), corpus=corpus, found=found)
-    with ThreadPoolExecutor(jobs) as pool:
+    with tempfile.TemporaryDirectory() as fresh, ThreadPoolExecutor(jobs) as pool:
+        kept = corpus if seed is None else Path(fresh)
+        run = partial(_run, seconds=max(seconds // len(chosen), 1), corpus=kept, found=found, seed=seed or 0)  # 0: by chance
         failed = False
         for outcome in pool.map(run, chosen):
             word = "ok" if outcome.status == 0 else "FAILED"
@@ -64,21 +66,21 @@ def main(seconds: int, jobs: int, corpus: Path, found: Path, targets: tuple[str,
     sys.exit(1 if failed else 0)
 
 
-def _run(name: str, *, seconds: int, corpus: Path, found: Path) -> Outcome:
+def _run(name: str, *, seconds: int, corpus: Path, found: Path, seed: int) -> Outcome:
     from tests.fuzz.targets import TARGETS
 
     kept, artifacts = corpus / name, found / name
     kept.mkdir(parents=True, exist_ok=True)
     artifacts.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for number, seed in enumerate(TARGETS[name].seeds()):
-            (Path(folder) / f"{number:04d}").write_bytes(seed)
+        for number, input in enumerate(TARGETS[name].seeds()):
+            (Path(folder) / f"{number:04d}").write_bytes(input)
         begin = time.monotonic()
         done = subprocess.run(
             [
                 sys.executable, "-m", "tests.fuzz.one", name, kept, folder, f"-max_total_time={seconds}", f"-timeout={_SECONDS_OF_ONE_INPUT}",
                 f"-rss_limit_mb={_MEMORY_MB}", f"-max_len={TARGETS[name].longest}", f"-artifact_prefix={artifacts}/", "-print_final_stats=1",
-                f"-report_slow_units={_SECONDS_OF_ONE_INPUT}",
+                f"-report_slow_units={_SECONDS_OF_ONE_INPUT}", f"-seed={seed}",
             ],
             capture_output=True, text=True, errors="replace",
         )  # fmt: skip
