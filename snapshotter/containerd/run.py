@@ -78,12 +78,19 @@ def run(
             end(connection, lambda: snapshots.remove(name), quietly=True)
 
 
+# Seconds. A signal that comes between Python's last look and the wait wakes nobody, so its handler would run at the next event, which may be never.
+_LOOK = 0.25
+
+
 def _until_end(task: Task, events: queue.SimpleQueue[_Event], *, terminal: bool) -> int:
     if terminal:
         _resize(task)
     asked_to_end = 0
     while True:
-        event = events.get()
+        try:
+            event = events.get(timeout=_LOOK)
+        except queue.Empty:
+            continue
         if isinstance(event, BaseException):
             raise event
         if not isinstance(event, signal.Signals):
