@@ -23,12 +23,19 @@ _HASHES = {
     0x13: (hashlib.sha512, 64),
     0xB220: (lambda data: hashlib.blake2b(data, digest_size=32), 32),
 }
-_MAX_IDENTITY = 128  # bytes of data inside an identity CID; Kubo's limit (boxo/verifcid)
+MAX_IDENTITY = 128
+"""Bytes of data inside an identity CID, at most; Kubo's limit (boxo/verifcid)."""
 
 
 def cid_of(codec: int, block: bytes | bytearray | memoryview) -> Cid:
     """The CIDv1 (SHA-256) of ``block`` under ``codec``."""
     return Cid(bytes((1, codec, _SHA2_256, 32)) + hashlib.sha256(block).digest())
+
+
+def identity_cid(codec: int, block: bytes) -> Cid:
+    """The CID that carries ``block``, of at most ``MAX_IDENTITY`` bytes, inside itself."""
+    size = len(block)
+    return Cid(bytes((1, codec, _IDENTITY, size) if size < 0x80 else (1, codec, _IDENTITY, size & 0x7F | 0x80, size >> 7)) + block)
 
 
 def codec_of(cid: Cid) -> int:
@@ -108,8 +115,8 @@ def _split(cid: bytes) -> tuple[int, int, bytes]:
     if len(digest) != length:
         raise InvalidCid(f"CID {cid[:40].hex()} says its hash has {length} bytes, and has {len(digest)}")
     if code == _IDENTITY:
-        if length > _MAX_IDENTITY:
-            raise InvalidCid(f"an identity CID of {length} bytes is over the limit of {_MAX_IDENTITY}")
+        if length > MAX_IDENTITY:
+            raise InvalidCid(f"an identity CID of {length} bytes is over the limit of {MAX_IDENTITY}")
     elif code not in _HASHES:
         raise InvalidCid(f"CID {cid[:40].hex()} uses the hash 0x{code:x}, which is not supported")
     elif length != _HASHES[code][1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ipfs_store.cids import DAG_PB, RAW, Cid, cid_of
+from ipfs_store.cids.cid import MAX_IDENTITY, identity_cid
 from ipfs_store.dag.unixfs import encode_file_node
 
 LINKS = 174  # Kubo's default (boxo/ipld/unixfs/importer/helpers): 8192-byte nodes of links of about 47 bytes
@@ -13,8 +14,11 @@ LINKS = 174  # Kubo's default (boxo/ipld/unixfs/importer/helpers): 8192-byte nod
 class FileBuilder:
     """Builds one file. Holds what is not yet full of each level: at most 174 links a level."""
 
-    def __init__(self, links: int = LINKS) -> None:
+    def __init__(self, links: int = LINKS, *, inline: bool = False) -> None:
+        """``inline``: leaves of up to 128 bytes, but the first, are no blocks: their CID holds them (``ipfs add --inline --inline-limit 128``)."""
         self._links = links
+        # The first may be the only one, hence the file's root, which is a block that can be pinned.
+        self._inline = MAX_IDENTITY if inline else -1
         self._levels: list[list[tuple[Cid, int, int]]] = [[]]
         self.leaves = 0
         self.root: Cid | None = None
@@ -22,9 +26,12 @@ class FileBuilder:
 
     def add(self, leaf: bytes) -> Iterator[tuple[Cid, bytes]]:
         """The blocks that ``leaf``, the next bytes of the file, completes: itself, and nodes that became full."""
-        cid = cid_of(RAW, leaf)
+        if self.leaves and len(leaf) <= self._inline:
+            cid = identity_cid(RAW, leaf)
+        else:
+            cid = cid_of(RAW, leaf)
+            yield cid, leaf
         self.leaves += 1
-        yield cid, leaf
         yield from self._push(0, (cid, len(leaf), len(leaf)))
 
     def finish(self) -> Iterator[tuple[Cid, bytes]]:

@@ -65,12 +65,19 @@ class Chunker:
         """``data`` in leaves."""
         return fixed_leaves(data, self.size) if self.kind == "size" else member_leaves(data, member_starts(data), self.size)
 
+    @property
+    def inline(self) -> bool:
+        """Whether a leaf as short as a tar header is put into the CID that links it: not where CIDs are to be those of ``ipfs add``."""
+        return self.kind == "member"
+
     def __str__(self) -> str:
         return f"{self.kind}-{self.size}"
 
 
 BY_MEMBER = Chunker()
 """The usual rule."""
+AS_IPFS_ADD = Chunker("size", FIXED_SIZE)
+"""Kubo's rule: the same bytes get the same CID."""
 
 
 def fixed_leaves(data: memoryview, size: int = FIXED_SIZE) -> Iterator[memoryview]:
@@ -102,13 +109,13 @@ def member_starts(data: memoryview) -> Iterator[int]:
 def member_leaves(data: memoryview, starts: Iterable[int], target: int = TARGET) -> Iterator[memoryview]:
     """``data`` in leaves that end where members end; ``starts`` are the offsets at which members begin (sorted).
 
-    A member of half of ``target`` or more stands alone, smaller ones are grouped; that makes leaves of about ``target`` bytes on average.
+    A member of a quarter of ``target`` or more stands alone, smaller ones are grouped. Leaves of more than a tar header then are of about
+    ``target`` bytes on average.
     Of more than 1 MiB, a member is cut inside, by content, from its own start.
     """
     # A file that stands alone keeps its block when its header changes (another time, as all files of an upgraded package have); in a group it
-    # does not. Hence alone early, and the groups large to make up for it: on an upgrade that costs 6 % less than groups of twice the
-    # target with files alone from the target on, at 10 % more leaves (docs/benchmarks.md, "leaves").
-    alone, window = target // 2, target * 3 // 2
+    # does not. Hence alone early, and the groups large to make up for it (docs/benchmarks.md, "leaves").
+    alone, window = target // 4, target * 3 // 2
     group, ends = 0, list[int]()  # where the members begin that are in no leaf yet, and where each ends
     at = 0
     for start in chain(starts, (len(data),)):

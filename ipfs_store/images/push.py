@@ -12,7 +12,7 @@ import trio
 
 from ipfs_store.cids import Cid, format_cid
 from ipfs_store.dag.builder import FileBuilder
-from ipfs_store.dag.chunker import BY_MEMBER, MAX_LEAF, Chunker, fixed_leaves
+from ipfs_store.dag.chunker import AS_IPFS_ADD, BY_MEMBER, MAX_LEAF, Chunker, fixed_leaves
 from ipfs_store.errors import InvalidDescriptor
 from ipfs_store.formats.names import ANNOTATION_TOC_OBJECT
 from ipfs_store.images.chosen import chosen_manifests
@@ -195,7 +195,7 @@ class _Pusher:
                 # The same bytes under another type, as an empty config has many, are one blob of the image.
                 if blob.digest not in blobs:
                     async with self._image.open_blob(blob) as path:
-                        blobs[blob.digest] = RootBlob.of(_with_url(blob, await self._blob(blob, path, fixed_leaves)))
+                        blobs[blob.digest] = RootBlob.of(_with_url(blob, await self._blob(blob, path, AS_IPFS_ADD)))
             document = RootBlob.of(await self._document(referrer.descriptor, referrer.data))
             parts = tuple(blobs[blob.digest] for blob in referrer.blobs)
             found.append(RootReferrer(referrer.subject, document, referrer.artifact_type, parts))
@@ -240,7 +240,7 @@ class _Pusher:
         if self._options.inspect is not None and is_layer(layer.media_type):
             found = await self._options.inspect(layer, path)
             toc = await self._toc(found) if found is not None else None
-        cid = await self._blob(layer, path, self._options.chunker.leaves if is_layer(layer.media_type) else fixed_leaves)
+        cid = await self._blob(layer, path, self._options.chunker if is_layer(layer.media_type) else AS_IPFS_ADD)
         if toc is not None and self._options.own_annotations:
             layer = replace(layer, annotations={**layer.annotations, ANNOTATION_TOC_OBJECT: format_cid(toc.cid)})
         return PushedLayer(_with_url(layer, cid), cid, converted is not None and converted.diff_id is not None, toc)
@@ -250,12 +250,12 @@ class _Pusher:
         cid = await self._put_file(fixed_leaves(memoryview(toc.data), MAX_LEAF))
         return RootToc(toc.digest, len(toc.data), toc.raw_size, cid)
 
-    async def _blob(self, descriptor: Descriptor, path: Path, cut: Callable[[memoryview], Iterator[memoryview]]) -> Cid:
+    async def _blob(self, descriptor: Descriptor, path: Path, chunker: Chunker) -> Cid:
         item = str(descriptor.digest)
         self._progress.begin(item, "push", descriptor.size)
         self._bytes += descriptor.size
         with path.open("rb") as file, _mapped(file.fileno(), descriptor.size) as data:
-            cid = await self._put_file(cut(data), lambda count: self._progress.advance(item, count))
+            cid = await self._put_file(chunker.leaves(data), lambda count: self._progress.advance(item, count), inline=chunker.inline)
         self._progress.done(item, format_cid(cid))
         return cid
 
@@ -268,8 +268,8 @@ class _Pusher:
         # Documents are always cut as `ipfs add` cuts, so that their CIDs are what other tools print.
         return await self._put_file(fixed_leaves(memoryview(data)))
 
-    async def _put_file(self, leaves: Iterable[memoryview], advance: Callable[[int], None] | None = None) -> Cid:
-        builder = FileBuilder()
+    async def _put_file(self, leaves: Iterable[memoryview], advance: Callable[[int], None] | None = None, *, inline: bool = False) -> Cid:
+        builder = FileBuilder(inline=inline)
         blocks = _build(builder, leaves)
         while batch := await trio.to_thread.run_sync(_take, blocks):
             await self._push.put_all(batch)

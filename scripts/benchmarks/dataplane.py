@@ -141,7 +141,7 @@ def _push(top: Path, name: str, files: dict[str, bytes]) -> Source:
     blob = top / f"{name}.blob"
     written = write_layer(tar_of(top / f"{name}.tar", files), blob, WriteOptions())
     store = BlockStore(top / "node")
-    builder = FileBuilder()
+    builder = FileBuilder(inline=True)
     data = memoryview(blob.read_bytes())
     for leaf in Chunker().leaves(data):
         for cid, block in builder.add(bytes(leaf)):

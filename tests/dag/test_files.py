@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ipfs_store.cids import Cid, format_cid, parse_cid
+from ipfs_store.cids import RAW, Cid, codec_of, format_cid, parse_cid
 from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.car import car_frame, car_header
 from ipfs_store.dag.chunker import fixed_leaves
@@ -36,8 +37,8 @@ def ipfs(tmp_path_factory: pytest.TempPathFactory) -> Ipfs:
     return run
 
 
-def build(leaves: list[bytes]) -> tuple[Cid, MemoryNode]:
-    node, builder = MemoryNode(), FileBuilder()
+def build(leaves: list[bytes], *, inline: bool = False) -> tuple[Cid, MemoryNode]:
+    node, builder = MemoryNode(), FileBuilder(inline=inline)
     for leaf in leaves:
         node.store.update(builder.add(leaf))
     node.store.update(builder.finish())
@@ -69,6 +70,38 @@ def test_ipfs_cat_gives_back_a_file_of_leaves_of_any_size(ipfs: Ipfs) -> None:
     car = car_header([root]) + b"".join(car_frame(cid, block) for cid, block in node.store.items())
     ipfs("dag", "import", input=car)
     assert ipfs("cat", format_cid(root)) == b"".join(leaves)
+
+
+async def test_leaves_inside_of_their_cids_are_no_blocks_and_read_by_kubo_and_by_us(ipfs: Ipfs) -> None:
+    numbers = random.Random(6)
+    leaves = [numbers.randbytes(size) for size in (7, *numbers.choices([1, 120, 127, 128, 129, 5000], k=600))]
+    root, node = build(leaves, inline=True)
+    blob = b"".join(leaves)
+    assert {len(block) for cid, block in node.store.items() if codec_of(cid) == RAW} == {7, 129, 5000}
+    ipfs("dag", "import", input=car_header([root]) + b"".join(car_frame(cid, block) for cid, block in node.store.items()))
+    assert ipfs("cat", format_cid(root)) == blob
+    file = await UnixfsFile.open(node.get, root)
+    assert await file.read(0, file.size) == blob
+    ipfs("pin", "add", format_cid(root))
+    ipfs("repo", "gc")
+    assert ipfs("cat", format_cid(root)) == blob
+
+
+def test_a_file_with_leaves_in_cids_is_what_ipfs_add_makes_inline(ipfs: Ipfs) -> None:
+    data = random.Random(7).randbytes(1000 * 120 + 50)
+    root, node = build(pieces(data, 120), inline=True)
+    ipfs("dag", "import", input=car_header([root]) + b"".join(car_frame(cid, block) for cid, block in node.store.items()))
+    # Kubo puts the first leaf into its CID as well; ours is a block, since a file of one leaf has it as its root.
+    options = ["--cid-version=1", "--chunker=size-120", "--inline", "--inline-limit=128"]
+    kubo = ipfs("add", "-Q", *options, input=data).decode().strip()
+    ours, theirs = (json.loads(ipfs("dag", "get", cid))["Links"] for cid in (_first(ipfs, format_cid(root)), _first(ipfs, kubo)))
+    assert ours[1:] == theirs[1:]
+
+
+def _first(ipfs: Ipfs, root: str) -> str:
+    """The first inner node below ``root``."""
+    links = json.loads(ipfs("dag", "get", root))["Links"]
+    return str(links[0]["Hash"]["/"])
 
 
 @pytest.mark.parametrize(

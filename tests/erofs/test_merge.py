@@ -28,7 +28,7 @@ def shown(tree: Inode, path: bytes = b"/") -> dict[bytes, tuple[object, ...]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(children=st.dictionaries(names, trees, max_size=8))
 def test_an_image_reads_back_as_it_was_written(children: dict[bytes, Inode]) -> None:
     root = Inode(stat.S_IFDIR | 0o755, children=children)

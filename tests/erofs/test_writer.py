@@ -160,7 +160,7 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(children=st.dictionaries(names, trees, max_size=8))
 def test_fsck_accepts_any_tree(tmp_path_factory: pytest.TempPathFactory, children: dict[bytes, Inode]) -> None:
     root = Inode(stat.S_IFDIR | 0o755, children=children)

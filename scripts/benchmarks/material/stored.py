@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from ipfs_store.cids import RAW, Cid, codec_of
+from ipfs_store.cids.cid import identity_cid
 from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.chunker import BY_MEMBER, Chunker
 from ipfs_store.formats.detached import detach
@@ -62,13 +63,15 @@ class Blob:
 
     def blocks(self, chunker: Chunker = BY_MEMBER) -> Blocks:
         """Its blocks, as a push would make them."""
-        builder = FileBuilder()
+        builder = FileBuilder(inline=chunker.inline)
         payload: dict[Cid, int] = {}
         toc: dict[Cid, int] = {}
         inner: dict[Cid, int] = {}
         at = 0
         for leaf in chunker.leaves(memoryview(self.data)):
-            for cid, block in builder.add(bytes(leaf)):
+            made = list(builder.add(bytes(leaf)))
+            # A leaf inside of its CID is as new as one that is a block.
+            for cid, block in made or [(identity_cid(RAW, bytes(leaf)), bytes(leaf))]:
                 kind = inner if codec_of(cid) != RAW else payload if at < self.layer.toc_offset else toc
                 kind[cid] = len(block)
             at += len(leaf)
