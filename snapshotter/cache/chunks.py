@@ -1,4 +1,4 @@
-"""Verified chunks on disk, each a file named by the SHA-256 of its contents.
+"""Verified chunks on disk, each a file named by the SHA-256 of its contents (and of a scope, if there is one).
 
 Rules that hold here:
 
@@ -7,9 +7,9 @@ Rules that hold here:
   nothing to repair after a power failure; a flipped bit, a cut file or a stranger's hand in the folder is found by the read that meets it.
   Such a file is deleted, and counts as absent.
 - **No half file has a name.** Written under ``tmp/``, then renamed.
-- **A disk that cannot take more is no error.** What cannot be kept is not kept; one warning says so, one line says when it works again.
-- **Size is bounded** by ``max_bytes``: over it, the least recently used go until nine tenths are left, so that the folder is listed seldom.
-  A file's mtime says when it was used last, to within TOUCH_AFTER; a count in memory says how full it is, made from the folder at start.
+- **A disk that cannot take more is no error.** What cannot be kept is not kept; the log says so once.
+- **Size is bounded**, together with whole contents: see `snapshotter.cache.room`. A file's mtime says when it was used last, to within
+  TOUCH_AFTER.
 
 Synchronous and thread-safe: callers are worker threads, and several processes may share a folder.
 """
@@ -21,44 +21,34 @@ import hashlib
 import itertools
 import logging
 import os
-import threading
 import time
 from pathlib import Path
+
+from ipfs_store.errors import StorageFailed
+from snapshotter.cache.room import Room, on_disk
 
 _log = logging.getLogger(__name__)
 
 # Eviction goes by hours and days; noting every use would write an inode for every read.
 TOUCH_AFTER = 600.0
-_KEEP = 0.9
-_PAGE = 4096
 
 
 class ChunkCache:
-    """Chunks in ``folder``, at most about ``max_bytes`` of them (files are counted in whole pages of 4 KiB)."""
+    """Chunks in ``folder``. ``scope``: chunks that were put with one are found with the same one alone."""
 
-    def __init__(self, folder: Path, *, max_bytes: int) -> None:
+    def __init__(self, folder: Path, room: Room | None = None) -> None:
         self.folder = folder
-        self.max_bytes = max_bytes
+        self.room = room or Room()
         self._chunks = str(folder / "chunks")
         self._tmp = str(folder / "tmp")
         self._serial = itertools.count()
-        self._lock = threading.Lock()  # guards the counters and, by its own lock, eviction
-        self._evicting = threading.Lock()
-        self._bytes = 0
-        self._counted = False
-        self._failing = False
         for path in (self._chunks, self._tmp):
             with contextlib.suppress(OSError):  # a disk that cannot be written is met, and reported, by the first put
                 Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    @property
-    def used(self) -> int:
-        """Bytes on disk, as far as counted."""
-        return self._bytes
-
-    def get(self, digest: bytes, size: int) -> bytes | None:
+    def get(self, digest: bytes, size: int, scope: bytes = b"") -> bytes | None:
         """The chunk with this SHA-256 and size, or None if it is not here. Raises nothing: a disk that cannot be read has no chunk."""
-        path = self._path(digest)
+        path = self._path(digest, scope)
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
@@ -71,7 +61,7 @@ class ChunkCache:
                 return None
             data = _read_all(file, size)
             if hashlib.sha256(data).digest() != digest:
-                self._drop(path, size, digest)
+                self._drop(path, digest)
                 return None
             if time.time() - status.st_mtime > TOUCH_AFTER:
                 os.utime(file)
@@ -82,10 +72,15 @@ class ChunkCache:
         finally:
             os.close(file)
 
-    def put(self, digest: bytes, data: bytes) -> None:
+    def put(self, digest: bytes, data: bytes, scope: bytes = b"") -> None:
         """Keep ``data``, whose SHA-256 the caller has found to be ``digest``. Raises nothing: what cannot be kept is not kept."""
-        path = self._path(digest)
+        path = self._path(digest, scope)
         if os.path.exists(path):  # noqa: PTH110 - a string, once for every chunk
+            return
+        try:
+            self.room.take(len(data))
+        except StorageFailed as error:
+            self.room.say_once(error.message)
             return
         tmp = f"{self._tmp}/{os.getpid()}.{next(self._serial)}"
         try:
@@ -93,37 +88,37 @@ class ChunkCache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(tmp)  # noqa: PTH108 - a string
-            if not self._failing:
-                self._failing = True
-                _log.warning("the cache in %s takes nothing more (%s); reads go on without it", self.folder, error.strerror)
-            return
-        if self._failing:
-            self._failing = False
-            _log.info("the cache in %s takes chunks again", self.folder)
-        with self._lock:
-            self._bytes += _on_disk(len(data))
-        if self._counted and self._bytes > self.max_bytes:
-            self._evict()
+            self.room.give_back(len(data))
+            self.room.say_once(f"the cache in {self.folder} takes nothing more ({error.strerror})")
 
-    def has(self, digest: bytes) -> bool:
+    def has(self, digest: bytes, scope: bytes = b"") -> bool:
         """Whether a chunk is here, not looked at."""
-        return os.path.exists(self._path(digest))  # noqa: PTH110 - a string
+        return os.path.exists(self._path(digest, scope))  # noqa: PTH110 - a string
 
     def count(self) -> None:
-        """Count what is there, and clear away what a killed process left half-written. Nothing is evicted before this was done once."""
+        """Count what is there, and clear away what a killed process left half-written."""
         for name in _listed(self._tmp):
             owner = name.partition(".")[0]
             if owner == str(os.getpid()) or (owner.isdigit() and Path("/proc", owner).exists()):
                 continue
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self._tmp}/{name}")  # noqa: PTH108
-        total = sum(_on_disk(size) for _, size, _ in self._files())
-        with self._lock:
-            # What was put during the count may be counted twice: it is bounded by what a start-up reads, and the next count is exact.
-            self._bytes += total
-            self._counted = True
-        if self._bytes > self.max_bytes:
-            self._evict()
+        # What was put during the count may be counted twice: it is bounded by what a start-up reads, and the next count is exact.
+        self.room.counted(sum(size for _, size, _ in self.files()))
+
+    def files(self) -> list[tuple[float, int, str]]:
+        """(when used last in seconds, bytes on disk, path) of every chunk. A file is called by `chunk_name`."""
+        found = []
+        for folder in _listed(self._chunks):
+            try:
+                with os.scandir(f"{self._chunks}/{folder}") as entries:
+                    for entry in entries:
+                        with contextlib.suppress(FileNotFoundError):
+                            status = entry.stat(follow_symlinks=False)
+                            found.append((status.st_mtime, on_disk(status.st_size), entry.path))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+        return found
 
     def _write(self, tmp: str, path: str, data: bytes) -> None:
         try:
@@ -145,58 +140,23 @@ class ChunkCache:
 
     def _drop_if_wrong(self, file: int, path: str, digest: bytes) -> None:
         hasher = hashlib.sha256()
-        size = 0
         while piece := os.read(file, 1 << 20):
             hasher.update(piece)
-            size += len(piece)
         if hasher.digest() != digest:
-            self._drop(path, size, digest)
+            self._drop(path, digest)
 
-    def _drop(self, path: str, size: int, digest: bytes) -> None:
-        _log.warning("the cached chunk sha256:%s was damaged (%d bytes in %s); dropped, it is fetched again", digest.hex(), size, path)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108
-            with self._lock:
-                self._bytes -= _on_disk(size)
+    def _drop(self, path: str, digest: bytes) -> None:
+        _log.warning("the cached chunk sha256:%s was damaged (%s); dropped, it is fetched again", digest.hex(), path)
+        self.room.unlink(path)
 
-    def _evict(self) -> None:
-        if not self._evicting.acquire(blocking=False):
-            return
-        try:
-            files = sorted(self._files())
-            total = sum(_on_disk(size) for _, size, _ in files)
-            freed = 0
-            for _, size, path in files:
-                if total - freed <= self.max_bytes * _KEEP:
-                    break
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # noqa: PTH108
-                freed += _on_disk(size)
-            with self._lock:
-                self._bytes = total - freed
-            _log.info("the cache in %s reached %d bytes; %d bytes freed", self.folder, total, freed)
-        except OSError as error:
-            _log.warning("the cache in %s could not be made smaller: %s", self.folder, error)
-        finally:
-            self._evicting.release()
-
-    def _files(self) -> list[tuple[float, int, str]]:
-        """(last used, size in bytes, path) of every chunk."""
-        found = []
-        for folder in _listed(self._chunks):
-            try:
-                with os.scandir(f"{self._chunks}/{folder}") as entries:
-                    for entry in entries:
-                        with contextlib.suppress(FileNotFoundError):
-                            status = entry.stat(follow_symlinks=False)
-                            found.append((status.st_mtime, status.st_size, entry.path))
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-        return found
-
-    def _path(self, digest: bytes) -> str:
-        name = digest.hex()
+    def _path(self, digest: bytes, scope: bytes) -> str:
+        name = chunk_name(digest, scope).hex()
         return f"{self._chunks}/{name[:2]}/{name}"
+
+
+def chunk_name(digest: bytes, scope: bytes) -> bytes:
+    """What the file of a chunk is called by: its digest; in a scope, something that nobody outside can name."""
+    return hashlib.sha256(scope + digest).digest() if scope else digest
 
 
 def _read_all(file: int, size: int) -> bytes:
@@ -207,10 +167,6 @@ def _read_all(file: int, size: int) -> bytes:
     while pieces[-1]:  # a read of over 2 GiB, or one that a signal cut short
         pieces.append(os.read(file, size))
     return b"".join(pieces)
-
-
-def _on_disk(size: int) -> int:
-    return -(-size // _PAGE) * _PAGE
 
 
 def _listed(folder: str) -> list[str]:

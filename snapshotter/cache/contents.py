@@ -14,7 +14,6 @@ Synchronous and thread-safe: callers are worker threads.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import itertools
@@ -23,6 +22,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ipfs_store.errors import StorageFailed
 from snapshotter.cache.partial import PartialFiles
@@ -31,6 +31,22 @@ from snapshotter.cache.room import Room, on_disk
 _log = logging.getLogger(__name__)
 _MODE = 0o444
 Pieces = Sequence[bytes | memoryview]
+
+
+class StoredFile(NamedTuple):
+    """A content that is here."""
+
+    path: str
+    size: int
+    """Bytes on disk."""
+    put: float
+    """When, in seconds since 1970."""
+    epoch: int
+
+    @property
+    def content(self) -> bytes:
+        """Its id."""
+        return bytes.fromhex(self.path.rpartition("/")[2])
 
 
 class ContentStore:
@@ -125,16 +141,18 @@ class ContentStore:
     def _finish(self, content: bytes, file: int) -> None:
         """Give the open file, which is complete, the content's name: this very file, whatever has its old name by now."""
         self._stamp(file)
-        with contextlib.suppress(FileExistsError):
+        try:
             # Python follows /proc's link only if it is given a folder, which an absolute path makes no use of.
             os.link(f"/proc/self/fd/{file}", self.path(content), src_dir_fd=file, follow_symlinks=True)
+        except FileExistsError:  # it came another way meanwhile
+            self.room.give_back(os.fstat(file).st_size)
 
     def drop(self, content: bytes) -> None:
         """Take a content out: no new mount finds it, and it is fetched again. Whoever has it open keeps it."""
         self.room.unlink(self.path(content))
 
-    def files(self) -> list[tuple[int, int, str]]:
-        """(epoch, bytes on disk, path) of every content."""
+    def files(self) -> list[StoredFile]:
+        """Every content that is here, complete, by id."""
         found = []
         for number in range(256):
             with os.scandir(f"{self._data}/{number:02x}") as entries:
@@ -143,7 +161,7 @@ class ContentStore:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    found.append((int(status.st_mtime), on_disk(status.st_size), entry.path))
+                    found.append(StoredFile(entry.path, on_disk(status.st_size), status.st_ctime, int(status.st_mtime)))
         return found
 
     # What is on the disk for certain.
@@ -167,7 +185,7 @@ class ContentStore:
         if self.sound:
             return 0, 0
         checked = dropped = 0
-        for epoch, _, path in self.files():
+        for path, _, _, epoch in self.files():
             if 0 < epoch <= self._synced:
                 continue
             checked += 1
@@ -189,7 +207,7 @@ class ContentStore:
             owner = name.partition(".")[0]
             if owner != str(os.getpid()) and not (owner.isdigit() and Path("/proc", owner).exists()):
                 Path(self._tmp, name).unlink(missing_ok=True)
-        self.room.counted(sum(size for _, size, _ in self.files()) + self.partial.bytes_on_disk())
+        self.room.counted(sum(file.size for file in self.files()) + self.partial.bytes_on_disk())
 
     def path(self, content: bytes) -> str:
         """Where the content is, if it is here."""

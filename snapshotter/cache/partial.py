@@ -7,6 +7,7 @@ anew while somebody still writes into the old one: what is known is forgotten wh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -104,20 +105,19 @@ class PartialFiles:
     def _path(self, content: bytes) -> str:
         return f"{self._folder}/{content.hex()}"
 
-    def files(self) -> list[tuple[int, str]]:
-        """(bytes on disk, path) of every file."""
+    def files(self) -> list[tuple[float, int, str]]:
+        """(when written last in seconds, bytes on disk, path) of every file; those that are gone by now are left out."""
+        found = []
         with os.scandir(self._folder) as entries:
-            return [(entry.stat().st_blocks * _BLOCK, entry.path) for entry in entries]
-
-    def idle_files(self) -> list[tuple[int, str]]:
-        """The same of those that this process has put nothing into: they are from before, and the first to go."""
-        with self._lock:
-            busy = {self._path(content) for content in self._have}
-        return [(size, path) for size, path in self.files() if path not in busy]
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat()
+                    found.append((status.st_mtime, status.st_blocks * _BLOCK, entry.path))
+        return found
 
     def bytes_on_disk(self) -> int:
         """All of them together."""
-        return sum(size for size, _ in self.files())
+        return sum(size for _, size, _ in self.files())
 
     def clear(self) -> None:
         """Delete all: after a power failure it is not worth finding out what they hold."""

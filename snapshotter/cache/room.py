@@ -6,6 +6,7 @@ unlinked is remembered by its file handle (open_by_handle_at(2)), which opens fo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -42,20 +43,23 @@ class Candidate:
 
     wanted: bool
     """Whether a layer that is mounted has it; those go last."""
-    used: int
-    """When it was put, as a number that grows: older ones go first."""
+    used: float
+    """When it was used last, as far as that is known, in seconds since 1970: older ones go first."""
     size: int
     """Bytes on disk."""
     path: str
 
     @property
-    def order(self) -> tuple[bool, int]:
+    def order(self) -> tuple[bool, float]:
         """What goes first sorts first."""
         return self.wanted, self.used
 
 
 class Room:
-    """``max_bytes`` in all, and ``reserve`` bytes of the file system of ``folder`` that stay free. No limit without ``candidates``."""
+    """``max_bytes`` in all, and ``reserve`` bytes of the file system of ``folder`` that stay free; one for all that is kept there.
+
+    Nothing is evicted but what ``candidates`` names.
+    """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = 1 << 62, reserve: int = 0) -> None:
         self.max_bytes = max_bytes
@@ -106,6 +110,13 @@ class Room:
             self.give_back(size)
             raise
 
+    def trim(self) -> None:
+        """Evict what is over the limits, which may have been changed since; what cannot be had is said in the log."""
+        try:
+            self._make_room()
+        except StorageFailed as error:
+            self.say_once(error.message)
+
     def give_back(self, size: int) -> None:
         """What was taken is not needed."""
         with self._lock:
@@ -123,13 +134,17 @@ class Room:
         with self._lock:
             self._young[path] = time.monotonic() + _YOUNG
 
-    def unlink(self, path: str) -> int:
-        """Delete a file; the bytes that are free by that, 0 where somebody holds it. Nothing happens if it is not there."""
+    def unlink(self, path: str) -> None:
+        """Delete a file that was found to be wrong; nothing happens if it is not there."""
         try:
-            size = on_disk(os.stat(path).st_size)  # noqa: PTH116
-            held = self._held.unlink(path, size)
+            self._unlink(path, on_disk(os.stat(path).st_size))  # noqa: PTH116
         except FileNotFoundError:
-            return 0
+            return
+        self._held.save()
+
+    def _unlink(self, path: str, size: int) -> int:
+        """The bytes that are free by that, 0 where somebody holds the file; raises FileNotFoundError."""
+        held = self._held.unlink(path, size)
         with self._lock:
             self._used -= size
         return 0 if held else size
@@ -170,7 +185,8 @@ class Room:
             if freed >= need:
                 break
             if candidate.path not in young:
-                freed += self.unlink(candidate.path)
+                with contextlib.suppress(FileNotFoundError):
+                    freed += self._unlink(candidate.path, candidate.size)
         self._held.save()
         return freed
 
@@ -189,9 +205,12 @@ class _Held:
         self._files: list[tuple[bytes, int]] = []
         self.bytes = 0
         if folder is not None and (folder / "held").exists():
-            for line in (folder / "held").read_text().splitlines():
-                handle, _, size = line.partition(" ")
-                self._files.append((bytes.fromhex(handle), int(size)))
+            try:
+                for line in (folder / "held").read_text().splitlines():
+                    handle, _, size = line.partition(" ")
+                    self._files.append((bytes(_Handle.from_buffer_copy(bytes.fromhex(handle))), int(size)))
+            except (OSError, ValueError) as error:  # it is not synced: a power failure may have torn it, and nothing is held after one
+                _log.warning("what was unlinked and still held is not known any more: %s/held cannot be read (%s)", folder, error)
             self.look()
 
     def unlink(self, path: str, size: int) -> bool:

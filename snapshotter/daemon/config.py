@@ -107,7 +107,7 @@ abandon = 60                        # seconds without a data plane that can be s
 read_ahead_kib = 1024
 
 [cache]
-max_bytes = "10GiB"                 # verified files and chunks on disk; what no mounted image has goes first, then what came first
+max_bytes = "10GiB"                 # verified files and chunks on disk; what no mounted image has goes first, then what was used longest ago
 reserve = "1GiB"                    # of the file system, stays free
 scope = "machine"                   # who shares files; namespace: each of containerd's has its own
 verify = false                      # hash every file once when the data plane starts, in the background

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from snapshotter.cache import chunk_name
 from snapshotter.dataplane.layers import MountedLayer, NativeLayer, Readable
 
 
@@ -17,8 +18,8 @@ def cached_bytes(layers: Iterable[Readable], contents: Path, chunks: Path) -> li
         match layer:
             case NativeLayer(index=index):
                 found.append(sum(size for number, size in enumerate(index.size) if index.id(number) in whole))
-            case MountedLayer(tree=tree):
-                found.append(sum(size for number, size in enumerate(tree.chunk_size) if tree.digest(number) in pieces))
+            case MountedLayer(tree=tree, scope=scope):
+                found.append(sum(size for number, size in enumerate(tree.chunk_size) if chunk_name(tree.digest(number), scope) in pieces))
             case _:
                 found.append(0)
     return found

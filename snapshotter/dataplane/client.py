@@ -205,16 +205,13 @@ class DataPlane:
         except (NoHolder, KeyError) as error:
             raise DataPlaneGone(f"nobody holds the FUSE connection: {error}") from error
 
-    def mount(self, layer: int, source: Source, *, timeout: float = 60.0) -> Path:
+    def mount(self, layer: int, source: Source, *, namespace: str = "", timeout: float = 60.0) -> Path:
         """The directory of the layer's root; at once if it is mounted already. Starts the process if need be.
 
         Raises DataPlaneFailed (why the layer cannot be mounted), DataPlaneGone.
         """
-        return Path(
-            self._patiently(
-                Mount(layer, source.cid, source.digest, source.toc_digest, timeout, toc=source.toc), timeout + ANSWER_TIMEOUT
-            ).path
-        )
+        request = Mount(layer, source.cid, source.digest, source.toc_digest, timeout, namespace=namespace, toc=source.toc)
+        return Path(self._patiently(request, timeout + ANSWER_TIMEOUT).path)
 
     def mount_native(self, layer: int, source: Source, *, namespace: str = "", timeout: float = 60.0) -> NativeMount:
         """The layer's metadata image, ready to be mounted, and the data layers that belong below; from then on its contents are served.

@@ -45,11 +45,12 @@ class Table(Protocol):
 
 
 class ChunkKeeper:
-    """Chunks by digest."""
+    """Chunks by digest, shared within ``scope``."""
 
-    def __init__(self, cache: ChunkCache, table: Table) -> None:
+    def __init__(self, cache: ChunkCache, table: Table, scope: bytes) -> None:
         self._cache = cache
         self._table = table
+        self._scope = scope
 
     def get(self, indices: Sequence[int]) -> Chunks:
         """See `Keeper`."""
@@ -57,7 +58,7 @@ class ChunkKeeper:
         for index in indices:
             digest = self._table.digest(index)
             # No digest: the block's CID was verified; there is no more to be had, and nothing to find it by on the disk.
-            data = None if digest == NO_DIGEST else self._cache.get(digest, self._table.chunk_size[index])
+            data = None if digest == NO_DIGEST else self._cache.get(digest, self._table.chunk_size[index], self._scope)
             if data is not None:
                 found[index] = data
         return found
@@ -67,11 +68,11 @@ class ChunkKeeper:
         for index, data in chunks.items():
             digest = self._table.digest(index)
             if digest != NO_DIGEST:
-                self._cache.put(digest, data)
+                self._cache.put(digest, data, self._scope)
 
     def lacks(self, indices: Sequence[int]) -> bool:
         """See `Keeper`."""
-        return not all(self._cache.has(self._table.digest(index)) for index in indices)
+        return not all(self._cache.has(self._table.digest(index), self._scope) for index in indices)
 
 
 class ContentKeeper:

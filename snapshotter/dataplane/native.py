@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ import trio
 from ipfs_store.errors import StorageFailed, Unavailable
 from ipfs_store.formats.chunks import decode_stream
 from ipfs_store.formats.footer import TocLocation
-from snapshotter.cache import ContentStore, on_disk
+from snapshotter.cache import ChunkCache, ContentStore, on_disk
 from snapshotter.dataplane.contents import ContentTree
 from snapshotter.dataplane.control import Mount
 from snapshotter.dataplane.keeping import ContentKeeper
@@ -27,6 +28,7 @@ from snapshotter.metadata.kept import IMAGE, ChainJob, Job, KeptMetadata
 from snapshotter.metadata.workers import Workers
 
 _log = logging.getLogger(__name__)
+_SALT_BYTES = 32
 
 
 class Source(Protocol):
@@ -45,6 +47,7 @@ class NativeLayers:
         self,
         cache: Path,
         store: ContentStore,
+        chunks: ChunkCache,
         source: Source,
         contents: ContentTree,
         generation: Callable[[], int],
@@ -59,8 +62,8 @@ class NativeLayers:
         self._per_namespace = per_namespace
         self._verify = verify
         self._salt = _salt(cache / "salt")
-        self._kept = KeptMetadata(cache / "metadata")
-        self._upkeep = Upkeep(store, self._kept, lambda: {layer.key: layer.index for layer in self})
+        self.kept = KeptMetadata(cache / "metadata")
+        self._upkeep = Upkeep(store, chunks, self.kept)
         self._workers = Workers()
         self._building: dict[str, trio.Lock] = {}
 
@@ -69,6 +72,10 @@ class NativeLayers:
 
     def __contains__(self, number: int) -> bool:
         return any(number in layer.numbers for layer in self)
+
+    def scope(self, namespace: str) -> Scope:
+        """Who shares contents with layers that containerd's ``namespace`` asked for."""
+        return make_scope(self._salt, namespace if self._per_namespace else "")
 
     async def prepare(self) -> None:
         """Before anything is mounted: see `Upkeep.prepare`."""
@@ -95,9 +102,9 @@ class NativeLayers:
 
         Raises IpfsStoreError.
         """
-        scope = make_scope(self._salt, request.namespace if self._per_namespace else "")
+        scope = self.scope(request.namespace)
         name = request.toc_digest or request.cid
-        folder = self._kept.folder_of(name, scope)
+        folder = self.kept.folder_of(name, scope)
         there = next((layer for layer in self if request.layer in layer.numbers), None)
         if there is not None and there.key != folder.name:
             raise StorageFailed(f"layer {request.layer} is mounted from {there.cid} already; unmount it before it becomes {request.cid}")
@@ -116,8 +123,8 @@ class NativeLayers:
         missing = [number for number in numbers if number not in by_number]
         if missing or not numbers:
             raise StorageFailed(f"layer {missing[0] if missing else 'of nothing'} is not mounted natively, and cannot be part of a chain")
-        images = tuple(self._kept.folder / by_number[number].key / IMAGE for number in numbers)
-        folder = self._kept.folder_of_chain(images)
+        images = tuple(self.kept.folder / by_number[number].key / IMAGE for number in numbers)
+        folder = self.kept.folder_of_chain(images)
         async with self._building.setdefault(folder.name, trio.Lock()):
             if not await trio.to_thread.run_sync((folder / IMAGE).exists):
                 await self._workers.run(ChainJob(folder, images))
@@ -129,21 +136,22 @@ class NativeLayers:
             layer.numbers.discard(number)
             if not layer.numbers:
                 del self._contents.layers[key]
+                self.kept.touch(key)
 
     async def _find_or_build(self, request: Mount, name: str, scope: Scope, counters: Counters) -> ContentIndex:
-        kept = await trio.to_thread.run_sync(self._kept.find, name, scope)
+        kept = await trio.to_thread.run_sync(self.kept.find, name, scope)
         if kept is None:
             with trio.move_on_after(request.timeout) as allowed:
                 location, toc = await self._source.load_toc(request.cid, request.toc_digest, counters, toc=request.toc)
-                await self._workers.run(Job(self._kept.folder_of(name, scope), location, toc, scope, name))
+                await self._workers.run(Job(self.kept.folder_of(name, scope), location, toc, scope, name))
             if allowed.cancelled_caught:
                 raise Unavailable(f"the TOC of {request.cid} did not come within {request.timeout:g} s")
-            kept = await trio.to_thread.run_sync(self._kept.find, name, scope)
+            kept = await trio.to_thread.run_sync(self.kept.find, name, scope)
             if kept is not None:
                 self._store.room.counted(sum(on_disk(path.stat().st_size) for path in kept[0].parent.iterdir()))
                 await trio.to_thread.run_sync(_give_back)
             if kept is None:
-                raise StorageFailed(f"the metadata of {request.cid} were built in {self._kept.folder}, and are gone")
+                raise StorageFailed(f"the metadata of {request.cid} were built in {self.kept.folder}, and are gone")
         return kept[1]
 
     def _layer(self, request: Mount, key: str, scope: Scope, index: ContentIndex, counters: Counters) -> NativeLayer:
@@ -173,13 +181,19 @@ def _give_back() -> None:
 
 
 def _salt(path: Path) -> bytes:
-    """The machine's own secret, made at the first start; raises StorageFailed."""
+    """The machine's own secret, made at the first start; raises StorageFailed.
+
+    One that a power failure took is made anew: what was kept under its ids is found by nobody then, and is evicted.
+    """
     try:
-        if not path.exists():
+        if not path.exists() or path.stat().st_size != _SALT_BYTES:
             part = path.with_suffix(".part")
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             part.touch(mode=0o600)
-            part.write_bytes(secrets.token_bytes(32))
+            with part.open("wb") as file:
+                file.write(secrets.token_bytes(_SALT_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
             part.rename(path)
         return path.read_bytes()
     except OSError as error:

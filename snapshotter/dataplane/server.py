@@ -21,9 +21,10 @@ import trio
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
 from ipfs_store.formats.footer import TocLocation
-from snapshotter.cache import ChunkCache, ContentStore, RecentChunks, Room
+from snapshotter.cache import Candidate, ChunkCache, ContentStore, RecentChunks, Room
 from snapshotter.dataplane import control, fusemount
 from snapshotter.dataplane.cached import cached_bytes
+from snapshotter.dataplane.candidates import evictable
 from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ContentTree
 from snapshotter.dataplane.control import (
@@ -116,17 +117,18 @@ class DataPlaneServer:
         # One more than processors: a thread that waits for the disk leaves room for one that computes.
         self._threads = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._scheduler: Scheduler[Key, Chunks] = Scheduler(give_up=settings.give_up)
-        self._cache = ChunkCache(settings.cache, max_bytes=settings.cache_max_bytes)
         reader = ChunkReader(recent=RecentChunks(), scheduler=self._scheduler, threads=self._threads)
         waiters = Waiters()
         room = Room(settings.cache, max_bytes=settings.cache_max_bytes, reserve=settings.cache_reserve)
+        self._chunks = ChunkCache(settings.cache, room)
         self._store = ContentStore(settings.cache / "contents", room)
         contents = ContentTree(reader, self._store, self._threads, waiters)
         self._native = NativeLayers(
-            settings.cache, self._store, source, contents, self._generation.__next__,
+            settings.cache, self._store, self._chunks, source, contents, self._generation.__next__,
             per_namespace=settings.cache_scope == "namespace", verify=settings.verify_cache,
         )  # fmt: skip
         self._waiters = waiters
+        room.candidates = self._evictable
         self._operations = LayerOperations(reader, contents, waiters, give_up=settings.give_up)
         self._session = Session(self._operations)
         self._registry = Registry(settings.registry)
@@ -164,7 +166,6 @@ class DataPlaneServer:
             nursery.start_soon(self._native.run)
             nursery.start_soon(trio.serve_listeners, self._converse, [listener])
             nursery.start_soon(self._heed_signals)
-            nursery.start_soon(trio.to_thread.run_sync, self._cache.count)
             nursery.start_soon(trio.to_thread.run_sync, self._tune)
             await self._holder.say(Message("serving"))
             nursery.start_soon(self._holder.keep_company)
@@ -312,6 +313,7 @@ class DataPlaneServer:
 
     async def _open_portable(self, request: Mount) -> None:
         counters = Counters()
+        scope = self._native.scope(request.namespace) if self._settings.cache_scope == "namespace" else b""
         opened: Opened | None = None
         with trio.move_on_after(request.timeout):
             opened = await self._source.open(request.cid, request.toc_digest, counters, toc=request.toc)
@@ -328,8 +330,9 @@ class DataPlaneServer:
             blob=opened.blob,
             decode=opened.decode,
             counters=counters,
-            keeper=ChunkKeeper(self._cache, opened.tree),
+            keeper=ChunkKeeper(self._chunks, opened.tree, scope),
             content=opened.tree.content,
+            scope=scope,
         )
         _log.info("layer %d: %s (ipfs://%s), %d entries", request.layer, request.digest, request.cid, opened.tree.nodes)
 
@@ -360,13 +363,19 @@ class DataPlaneServer:
             instance=self._instance,
             mountpoint=str(self._settings.mountpoint),
             command=list(self._settings.command),
-            cache_bytes=self._cache.used + self._store.room.used + self._store.room.held,
+            cache_bytes=self._store.room.used + self._store.room.held,
             rss_bytes=_rss(),
             layers=[
                 _layer_status(number, layer, waiting.get(layer.generation, []), size)
                 for (number, layer), size in zip(layers, sizes, strict=True)
             ],
         )
+
+    def _evictable(self) -> list[Candidate]:
+        """In a thread, while layers come and go."""
+        native = {layer.key: layer.index for layer in self._native}
+        portable = list(self._operations.layers.values())
+        return evictable(self._store, self._chunks, self._native.kept, native=native, portable=portable)
 
     def _layers(self) -> list[tuple[int, Readable]]:
         native = [(number, layer) for layer in self._native for number in layer.numbers]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import trio
 
 from ipfs_store.errors import StorageFailed
-from snapshotter.cache import Candidate, ContentStore, on_disk
+from snapshotter.cache import ChunkCache, ContentStore, on_disk
 from snapshotter.metadata import ContentId, ContentIndex
 from snapshotter.metadata.index import HOLE, NO_DIGEST
 from snapshotter.metadata.kept import KeptMetadata
@@ -22,13 +22,12 @@ SYNC_EVERY = 30.0
 
 
 class Upkeep:
-    """Of ``store``. ``served``: the indexes of the layers that are mounted now, by key."""
+    """Of ``store`` and ``chunks``, which share their room."""
 
-    def __init__(self, store: ContentStore, kept: KeptMetadata, served: Callable[[], Mapping[str, ContentIndex]]) -> None:
+    def __init__(self, store: ContentStore, chunks: ChunkCache, kept: KeptMetadata) -> None:
         self._store = store
+        self._chunks = chunks
         self._kept = kept
-        self._served = served
-        store.room.candidates = self._candidates
 
     def prepare(self) -> None:
         """Before anything is mounted, in a thread: after an unclean boot, hash again what may not have reached the disk.
@@ -63,12 +62,12 @@ class Upkeep:
         """Hash every content, and drop those that are not what they were (new mounts then fetch them); (looked at, dropped). In a thread."""
         indexes = self._kept.indexes()
         seen = dropped = 0
-        for _, _, path in self._store.files():
+        for file in self._store.files():
             seen += 1
-            content = ContentId(bytes.fromhex(Path(path).name))
-            if not is_whole(indexes, content, Path(path)) and Path(path).exists():
+            path = Path(file.path)
+            if not is_whole(indexes, ContentId(file.content), path) and path.exists():
                 _log.warning("%s was damaged on the disk; dropped, it is fetched again", path)
-                self._store.drop(content)
+                self._store.drop(file.content)
                 dropped += 1
         return seen, dropped
 
@@ -80,18 +79,9 @@ class Upkeep:
 
     def _count(self) -> None:
         self._store.count()
+        self._chunks.count()
         self._store.room.counted(sum(on_disk(size) for _, size, _ in self._kept.files(())))
-
-    def _candidates(self) -> list[Candidate]:
-        # The first 8 bytes of each id: 20 MB for a moment where 300,000 files are mounted, and no bisection for each file and layer.
-        served = self._served()
-        wanted = {index.id(number)[:8] for index in served.values() for number in range(index.contents)}
-        found = [
-            Candidate(bytes.fromhex(path.rpartition("/")[2][:16]) in wanted, epoch, size, path) for epoch, size, path in self._store.files()
-        ]
-        found += [Candidate(False, 0, size, path) for size, path in self._store.partial.idle_files()]
-        # Behind the contents: they are small, and what is in the store is of no use without them. A time is more than any epoch.
-        return found + [Candidate(False, used, on_disk(size), str(path)) for used, size, path in self._kept.files(served)]
+        self._store.room.trim()
 
 
 def is_whole(indexes: Iterable[ContentIndex], content: ContentId, path: Path) -> bool:

@@ -171,6 +171,11 @@ class ContentIndex:
         at = bisect_left(self._ids, start)
         return at if at < self.contents and self._ids[at] < end else None
 
+    def beginning(self, byte: int) -> range:
+        """The contents whose ids begin with this byte."""
+        start = bisect_left(self._ids, bytes([byte]))
+        return range(start, bisect_left(self._ids, bytes([byte + 1]), start) if byte < 255 else self.contents)
+
     def id(self, number: int) -> ContentId:
         """The content's id."""
         return ContentId(self._ids[number])

@@ -77,30 +77,46 @@ class KeptMetadata:
         folder = self.folder_of(layer, scope)
         try:
             index = ContentIndex.open(folder / INDEX)
-            os.utime(folder)  # when it was used last
+            os.utime(folder)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StorageFailed(f"{folder / INDEX} cannot be read: {error.strerror}") from error
         return (folder / IMAGE, index) if (folder / IMAGE).exists() else None
 
-    def files(self, but: Container[str]) -> list[tuple[int, int, Path]]:
+    def files(self, but: Container[str]) -> list[tuple[float, int, Path]]:
         """(when used last, bytes, path) of every file, but for those of the layers whose keys are in ``but``."""
         found = []
         for folder in self.folder.glob("[!t]*"):
             if folder.name not in but:
                 with contextlib.suppress(FileNotFoundError):
-                    used = int(folder.stat().st_mtime)
+                    used = folder.stat().st_mtime
                     found += [(used, path.stat().st_size, path) for path in (folder / INDEX, folder / IMAGE) if path.exists()]
         return found
 
+    def touch(self, key: str) -> None:
+        """The layer was in use until now."""
+        with contextlib.suppress(OSError):  # evicted, or the disk cannot be written: it may then go a little earlier
+            os.utime(self.folder / key)
+
+    def used(self) -> list[tuple[float, str]]:
+        """(when used last in seconds, key) of all that is here."""
+        found = []
+        for path in self.folder.glob("[!t]*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime, path.name))
+        return found
+
+    def index(self, key: str) -> ContentIndex | None:
+        """The index, mapped; None if it is not here or cannot be read."""
+        try:
+            return ContentIndex.open(self.folder / key / INDEX)
+        except (OSError, StorageFailed):
+            return None
+
     def indexes(self) -> list[ContentIndex]:
         """Every index that is here, mapped; those that cannot be read are left out."""
-        found = []
-        for path in self.folder.glob(f"[!t]*/{INDEX}"):
-            with contextlib.suppress(OSError, StorageFailed):
-                found.append(ContentIndex.open(path))
-        return found
+        return [index for _, key in self.used() if (index := self.index(key)) is not None]
 
     def drop_unsound(self) -> int:
         """Hash all, and delete what is not as it was written; how many. They were not synced: a power failure may have cut them short."""

@@ -20,7 +20,7 @@ class FuseMounter:
     def mount(self, layer: int, source: LayerSource, instance: int = 0) -> Path:
         """See `LayerMounter.mount`: each layer has a directory of its own here."""
         try:
-            return self._dataplane.mount(layer, source, timeout=self._timeout)
+            return self._dataplane.mount(layer, source, namespace=source.namespace, timeout=self._timeout)
         except IpfsStoreError as error:
             raise MountFailed(error.message, hint=error.hint) from error
 

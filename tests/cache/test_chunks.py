@@ -14,10 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotter.cache import ChunkCache, RecentChunks
+from snapshotter.cache import Candidate, ChunkCache, RecentChunks, Room
 from tests.requirements import require_root
-
-GIB = 1 << 30
 
 
 def chunk(number: int, size: int = 5000) -> tuple[bytes, bytes]:
@@ -30,16 +28,22 @@ def file_of(cache: ChunkCache, digest: bytes) -> Path:
     return found
 
 
+def bounded(folder: Path, max_bytes: int) -> ChunkCache:
+    cache = ChunkCache(folder, Room(folder, max_bytes=max_bytes))
+    cache.room.candidates = lambda: [Candidate(False, used, size, path) for used, size, path in cache.files()]
+    return cache
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> ChunkCache:
-    return ChunkCache(tmp_path / "cache", max_bytes=GIB)
+    return ChunkCache(tmp_path / "cache")
 
 
 def test_a_chunk_is_there_for_the_next_process(cache: ChunkCache) -> None:
     digest, data = chunk(1)
     assert cache.get(digest, len(data)) is None
     cache.put(digest, data)
-    assert ChunkCache(cache.folder, max_bytes=GIB).get(digest, len(data)) == data
+    assert ChunkCache(cache.folder).get(digest, len(data)) == data
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "grown", "empty"])
@@ -73,9 +77,8 @@ def test_a_symbolic_link_in_the_place_of_a_chunk_is_not_followed(cache: ChunkCac
     assert cache.get(digest, len(data)) is None
 
 
-def test_beyond_its_size_the_least_recently_used_go(cache: ChunkCache) -> None:
-    small = ChunkCache(cache.folder, max_bytes=100 * 8192)
-    small.count()
+def test_beyond_the_limit_the_least_recently_used_go(tmp_path: Path) -> None:
+    small = bounded(tmp_path, 100 * 8192)
     for number in range(90):
         digest, data = chunk(number)
         small.put(digest, data)
@@ -85,7 +88,7 @@ def test_beyond_its_size_the_least_recently_used_go(cache: ChunkCache) -> None:
     for number in range(90, 110):
         small.put(*chunk(number))
     left = {number for number in range(110) if small.get(chunk(number)[0], 5000) is not None}
-    assert small.used <= small.max_bytes
+    assert small.room.used <= small.room.max_bytes
     assert 0 in left
     assert left >= set(range(90, 110))
     assert not left & set(range(1, 11))
@@ -95,19 +98,30 @@ def test_a_cache_that_was_not_closed_is_counted_at_the_start(cache: ChunkCache) 
     for number in range(20):
         cache.put(*chunk(number))
     (cache.folder / "tmp" / "999999999.1").write_bytes(b"half a chunk")
-    after = ChunkCache(cache.folder, max_bytes=GIB)
+    after = ChunkCache(cache.folder)
     after.count()
-    assert after.used == 20 * 8192
+    assert after.room.used == 20 * 8192
     assert list((cache.folder / "tmp").iterdir()) == []
 
 
-def test_a_cache_made_smaller_is_emptied_to_its_new_size_at_the_start(cache: ChunkCache) -> None:
+def test_a_cache_made_smaller_is_emptied_to_its_new_size(cache: ChunkCache) -> None:
     for number in range(20):
         cache.put(*chunk(number))
-    after = ChunkCache(cache.folder, max_bytes=10 * 8192)
+    after = bounded(cache.folder, 10 * 8192)
     after.count()
-    assert after.used == 9 * 8192
+    after.room.trim()
+    assert after.room.used == 9 * 8192
     assert len([path for path in (cache.folder / "chunks").rglob("*") if path.is_file()]) == 9
+
+
+def test_chunks_of_a_scope_are_found_in_it_alone(cache: ChunkCache) -> None:
+    digest, data = chunk(1)
+    cache.put(digest, data, b"one")
+    assert cache.get(digest, len(data), b"one") == data
+    assert cache.has(digest, b"one")
+    for scope in (b"", b"two"):
+        assert cache.get(digest, len(data), scope) is None
+        assert not cache.has(digest, scope)
 
 
 def test_a_folder_emptied_by_hand_is_made_again(cache: ChunkCache) -> None:
@@ -146,7 +160,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.root
 def test_a_full_disk_costs_one_warning_and_no_error(tiny_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    cache = ChunkCache(tiny_disk, max_bytes=GIB)
+    cache = ChunkCache(tiny_disk)
     for number in range(40):
         cache.put(*chunk(number))
     kept = [number for number in range(40) if cache.get(chunk(number)[0], 5000) is not None]
@@ -158,7 +172,6 @@ def test_a_full_disk_costs_one_warning_and_no_error(tiny_disk: Path, caplog: pyt
     digest, data = chunk(99)
     cache.put(digest, data)
     assert cache.get(digest, len(data)) == data
-    assert "takes chunks again" in caplog.text
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 40)), max_size=60))

@@ -21,7 +21,7 @@ def name(text: str) -> bytes:
 
 
 def all_candidates(store: ContentStore, wanted: Callable[[str], bool] = lambda path: False) -> Callable[[], list[Candidate]]:
-    return lambda: [Candidate(wanted(path), epoch, size, path) for epoch, size, path in store.files()]
+    return lambda: [Candidate(wanted(file.path), file.epoch, file.size, file.path) for file in store.files()]
 
 
 def test_what_has_a_name_is_complete(tmp_path: Path) -> None:
@@ -158,3 +158,18 @@ def test_after_a_kill_everything_is_believed(tmp_path: Path) -> None:
         raise AssertionError("nothing was lost")
 
     assert ContentStore(tmp_path / "c").unproven(check) == (0, 0)
+
+
+def test_a_part_of_a_file_counts_by_what_it_has_and_goes_like_others(tmp_path: Path) -> None:
+    store = ContentStore(tmp_path / "c", Room(tmp_path, max_bytes=8 * MIB))
+    store.room.candidates = lambda: [Candidate(False, used, size, path) for used, size, path in store.partial.files()]
+    for number in range(12):  # of files of 1 GiB each
+        store.write_chunk(name(str(number)), 1 << 30, 1024, 3, 3 * MIB, bytes(MIB))
+    assert 0 < store.room.used <= 8 * MIB
+    assert store.room.used == store.partial.bytes_on_disk()
+
+
+@pytest.mark.parametrize("left", [b"", b"\0" * 4096, b"zz 12\n", b"00ff 12\n", b"12"])
+def test_a_note_of_what_is_held_that_a_power_failure_tore_stops_nobody(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "held").write_bytes(left)
+    assert Room(tmp_path).held == 0
