@@ -72,6 +72,8 @@ class ContentStore:
             boot, synced = self._marker()
         except OSError as error:
             raise StorageFailed(f"the cache in {folder} cannot be used: {error}") from error
+        self.fresh: list[bytes] | None = None
+        """Contents that were put since somebody took the list; None: nobody does."""
         self.sound = boot == _boot_id()
         """Whether nothing can have been lost since the marker was written."""
         self._synced = synced
@@ -100,6 +102,8 @@ class ContentStore:
                 self.room.give_back(size)
                 Path(tmp).unlink(missing_ok=True)
                 raise StorageFailed(f"the cache in {self.data} takes nothing more: {error.strerror}") from error
+            if self.fresh is not None:
+                self.fresh.append(content)
 
     def read_chunk(self, content: bytes, chunks: int, number: int, offset: int, size: int, digest: bytes) -> bytes | None:
         """A chunk of a content, complete or partial, hashed; None if it is not here. Raises nothing: a disk that cannot be read has no chunk."""
@@ -146,6 +150,8 @@ class ContentStore:
             os.link(f"/proc/self/fd/{file}", self.path(content), src_dir_fd=file, follow_symlinks=True)
         except FileExistsError:  # it came another way meanwhile
             self.room.give_back(os.fstat(file).st_size)
+        if self.fresh is not None:
+            self.fresh.append(content)
 
     def drop(self, content: bytes) -> None:
         """Take a content out: no new mount finds it, and it is fetched again. Whoever has it open keeps it."""
@@ -162,6 +168,14 @@ class ContentStore:
                     except FileNotFoundError:
                         continue
                     found.append(StoredFile(entry.path, on_disk(status.st_size), status.st_ctime, int(status.st_mtime)))
+        return found
+
+    def with_inode(self, inode: int) -> list[str]:
+        """Paths of the contents whose file has that inode; one at most."""
+        found = []
+        for number in range(256):
+            with os.scandir(f"{self._data}/{number:02x}") as entries:
+                found += [entry.path for entry in entries if entry.inode() == inode]
         return found
 
     # What is on the disk for certain.

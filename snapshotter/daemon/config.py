@@ -51,7 +51,7 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scope: Literal["machine", "namespace"] = "machine"
     """Who shares files: an image that names another's contents by their digests gets them from the cache without ever having had them."""
     verify: bool = False
-    """Hash every file once when the data plane starts, in the background, and replace those that were damaged."""
+    """Hash every file when the data plane starts and once a week, in the background, and replace those that were damaged."""
 
 
 class ContainerdConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,7 +110,7 @@ read_ahead_kib = 1024
 max_bytes = "10GiB"                 # verified files and chunks on disk; what no mounted image has goes first, then what was used longest ago
 reserve = "1GiB"                    # of the file system, stays free
 scope = "machine"                   # who shares files; namespace: each of containerd's has its own
-verify = false                      # hash every file once when the data plane starts, in the background
+verify = false                      # hash every file at the start and once a week, in the background, against bits that flip
 
 [containerd]
 address = "/run/containerd/containerd.sock"   # for the diff API

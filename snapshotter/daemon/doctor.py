@@ -153,9 +153,16 @@ def _cache(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("good", "disk", free)
     try:
-        used = data_plane(config).status().cache_bytes
+        said = data_plane(config).status()
     except DataPlaneGone:
         return
+    used = said.cache_bytes
     state: State = "note" if used > config.cache_bytes else "good"
     mend = "it is in use by mounts, and goes with them" if state == "note" else ""
     yield Finding(state, "cache", f"{used >> 20:,} of {config.cache_bytes >> 20:,} MiB", mend)
+    if not said.no_verity:
+        yield Finding("good", "bit flips", "files of the cache are sealed by fs-verity: a wrong byte is an I/O error")
+    elif config.cache.verify:
+        yield Finding("good", "bit flips", f"no fs-verity: {said.no_verity}; cache.verify hashes every file once a week")
+    else:
+        yield Finding("note", "bit flips", f"no fs-verity: {said.no_verity}", "cache.verify = true hashes every file once a week")

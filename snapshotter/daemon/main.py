@@ -79,6 +79,8 @@ def status(config_path: Path | None, as_json: bool) -> None:
     )
     click.echo(f"socket      {found['socket']}")
     click.echo(f"data plane  {'process ' + str(plane['pid']) + ', ' + plane['mountpoint'] if plane else 'not running'}")
+    if plane:
+        click.echo(f"cache       {plane['cache_bytes']:,} bytes; fs-verity: {plane['verity']}")
     holder = found["holder"]
     click.echo(
         f"holder      {'process ' + str(holder['pid']) + ', ' + str(holder['served']) + ' data planes so far' if holder else 'not running'}"

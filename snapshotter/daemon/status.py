@@ -60,6 +60,7 @@ def status(config: Config) -> dict[str, Any]:
             "pid": said.pid,
             "mountpoint": said.mountpoint,
             "cache_bytes": said.cache_bytes,
+            "verity": said.no_verity or "on",
             "rss_bytes": said.rss_bytes,
         },
         "images": list(_images(rows, layers)),

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--cache-scope", default="machine", choices=["machine", "namespace"], help="who shares files (default %(default)s)"
     )
-    arguments.add_argument("--verify-cache", action="store_true", help="hash every cached file once, in the background")
+    arguments.add_argument(
+        "--verify-cache", action="store_true", help="hash every cached file at the start and once a week, in the background"
+    )
     arguments.add_argument("--node", default="auto", help="auto, embedded or kubo[:ADDRESS] (default %(default)s)")
     arguments.add_argument("--node-path", type=Path, metavar="DIR", help="the block store of the embedded node")
     arguments.add_argument("--peer", action="append", default=[], metavar="URL", help="a peer to get blocks from; may be repeated")

@@ -131,6 +131,8 @@ class Status(msgspec.Struct, frozen=True, tag="status", tag_field="answer"):
     cache_bytes: int
     rss_bytes: int
     layers: list[LayerStatus]
+    no_verity: str = ""
+    """Why cached files are not sealed by fs-verity; empty: they are."""
 
 
 class Adopted(msgspec.Struct, frozen=True, tag="adopted", tag_field="answer"):

@@ -41,7 +41,7 @@ class Source(Protocol):
 
 class NativeLayers:
     """Those that are mounted, by number. ``cache``: the folder of all that is kept; ``per_namespace``: contents are not
-    shared among them; ``verify``: every content is hashed once, in the background."""
+    shared among them; ``verify``: every content is hashed now and then, in the background."""
 
     def __init__(
         self,
@@ -73,6 +73,11 @@ class NativeLayers:
     def __contains__(self, number: int) -> bool:
         return any(number in layer.numbers for layer in self)
 
+    @property
+    def no_verity(self) -> str:
+        """Why files are not sealed by fs-verity; empty: they are."""
+        return self._upkeep.soundness.no_verity
+
     def scope(self, namespace: str) -> Scope:
         """Who shares contents with layers that containerd's ``namespace`` asked for."""
         return make_scope(self._salt, namespace if self._per_namespace else "")
@@ -86,16 +91,11 @@ class NativeLayers:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._upkeep.run)
-                if self._verify:
-                    nursery.start_soon(self._verify_all)
+                nursery.start_soon(partial(self._upkeep.soundness.run, everything=self._verify))
                 await self._workers.warm()
         finally:
             with trio.CancelScope(shield=True):
                 await self._workers.aclose()
-
-    async def _verify_all(self) -> None:
-        seen, dropped = await trio.to_thread.run_sync(self._upkeep.verify)
-        _log.info("%d files of the cache were hashed, %d dropped", seen, dropped)
 
     async def mount(self, request: Mount) -> Path:
         """The metadata image, ready; from then on the layer's contents are served. At once, without the network, if its metadata are kept.

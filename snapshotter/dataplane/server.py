@@ -95,7 +95,7 @@ class Settings:
     """Bytes of the cache's file system that stay free."""
     cache_scope: Literal["machine", "namespace"] = "machine"
     verify_cache: bool = False
-    """Hash every content once, in the background."""
+    """Hash every content now and then, in the background."""
     command: tuple[str, ...] = ()
     """What the process was started with."""
 
@@ -369,6 +369,7 @@ class DataPlaneServer:
                 _layer_status(number, layer, waiting.get(layer.generation, []), size)
                 for (number, layer), size in zip(layers, sizes, strict=True)
             ],
+            no_verity=self._native.no_verity,
         )
 
     def _evictable(self) -> list[Candidate]:

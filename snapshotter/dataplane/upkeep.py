@@ -1,18 +1,15 @@
-"""The store's housekeeping: sound after a power failure, synced now and then, what goes first when it is full, bits that flip."""
+"""The store's housekeeping: sound after a power failure, synced now and then, counted when the process starts."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable
-from pathlib import Path
 
 import trio
 
 from ipfs_store.errors import StorageFailed
 from snapshotter.cache import ChunkCache, ContentStore, on_disk
-from snapshotter.metadata import ContentId, ContentIndex
-from snapshotter.metadata.index import HOLE, NO_DIGEST
+from snapshotter.dataplane.soundness import Soundness, is_whole
+from snapshotter.metadata import ContentId
 from snapshotter.metadata.kept import KeptMetadata
 
 _log = logging.getLogger(__name__)
@@ -28,6 +25,7 @@ class Upkeep:
         self._store = store
         self._chunks = chunks
         self._kept = kept
+        self.soundness = Soundness(store, kept)
 
     def prepare(self) -> None:
         """Before anything is mounted, in a thread: after an unclean boot, hash again what may not have reached the disk.
@@ -58,22 +56,10 @@ class Upkeep:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(self._sync)
 
-    def verify(self) -> tuple[int, int]:
-        """Hash every content, and drop those that are not what they were (new mounts then fetch them); (looked at, dropped). In a thread."""
-        indexes = self._kept.indexes()
-        seen = dropped = 0
-        for file in self._store.files():
-            seen += 1
-            path = Path(file.path)
-            if not is_whole(indexes, ContentId(file.content), path) and path.exists():
-                _log.warning("%s was damaged on the disk; dropped, it is fetched again", path)
-                self._store.drop(file.content)
-                dropped += 1
-        return seen, dropped
-
     def _sync(self) -> None:
         try:
             self._store.sync()
+            self.soundness.seal_fresh()
         except StorageFailed as error:
             self._store.room.say_once(error.message)
 
@@ -82,31 +68,3 @@ class Upkeep:
         self._chunks.count()
         self._store.room.counted(sum(on_disk(size) for _, size, _ in self._kept.files(())))
         self._store.room.trim()
-
-
-def is_whole(indexes: Iterable[ContentIndex], content: ContentId, path: Path) -> bool:
-    """Whether the file holds the content, by the digests of any index that knows it; False where none does, or has digests."""
-    for index in indexes:
-        number = index.number(content)
-        if number is not None:
-            return _matches(index, number, path)
-    return False
-
-
-def _matches(index: ContentIndex, number: int, path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            for chunk in index.all_chunks(number):
-                digest = index.digest(chunk)
-                if digest == NO_DIGEST:
-                    return False
-                data = file.read(index.chunk_size[chunk])
-                if digest == HOLE:
-                    if data.count(0) != index.chunk_size[chunk]:
-                        return False
-                elif hashlib.sha256(data).digest() != digest:
-                    return False
-            return not file.read(1)
-    except OSError as error:
-        _log.warning("%s cannot be read: %s", path, error.strerror)
-        return False

@@ -6,13 +6,14 @@ import os
 import signal
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ipfs_store.formats.footer import locate_toc
 from ipfs_store.formats.names import stargz_footer
-from snapshotter.dataplane.client import DataPlaneFailed
+from snapshotter.dataplane.client import DataPlane, DataPlaneFailed
 from tests.native.conftest import Native, a_plane, noise, tar_of
 from tests.native.hostile import Items, rewrite
 from tests.trees import differences, look
@@ -215,3 +216,25 @@ def test_metadata_of_layers_that_are_gone_make_room(tmp_path: Path) -> None:
             assert (root / path).read_bytes() == data
         assert not before & set(kept.glob("*/*"))
         assert (native.overlay(native.image("many", digest)) / "d8").read_bytes() == b"8"
+
+
+def test_a_flipped_bit_in_the_cache_is_found_and_replaced_for_new_mounts(native: Native) -> None:
+    files = {"a": noise("a", 5000), "b": noise("b", 5000)}
+    root = native.root("one", files)
+    assert {path: (root / path).read_bytes() for path in files} == files
+    victim, other = sorted(native.data[0].glob("??/*"))
+    held = victim.read_bytes()
+    victim.chmod(0o644)
+    with victim.open("r+b") as file:
+        file.write(bytes([held[0] ^ 1]))
+    native.dataplane.stop()
+    again = DataPlane(replace(native.dataplane.launch, verify_cache=True))
+    native.dataplane = again
+    native.unmount_all()
+    again.start()
+    while victim.exists():
+        assert again.status()
+    assert other.exists()
+    assert f"{victim} is damaged" in native.log()
+    new = native.overlay(native.image("one"))
+    assert {path: (new / path).read_bytes() for path in files} == files
