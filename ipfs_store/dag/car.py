@@ -21,7 +21,12 @@ def car_header(roots: Sequence[Cid]) -> bytes:
 
 def car_frame(cid: Cid, block: bytes) -> bytes:
     """One block as it stands in a CAR."""
-    return varint.encode(len(cid) + len(block)) + cid + block
+    return car_frame_start(cid, len(block)) + block
+
+
+def car_frame_start(cid: Cid, size: int) -> bytes:
+    """What stands in a CAR before a block of ``size`` bytes."""
+    return varint.encode(len(cid) + size) + cid
 
 
 class CarReader:

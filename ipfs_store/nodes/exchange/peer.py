@@ -5,13 +5,13 @@ from __future__ import annotations
 import enum
 import ssl
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import httpx
 import trio
 
 from ipfs_store.cids import Cid, format_cid, verify_block
-from ipfs_store.errors import BlockMismatch, InvalidInput
+from ipfs_store.errors import BlockMismatch
+from ipfs_store.nodes.exchange.url import normalize_url
 
 MAX_BLOCK = 2 << 20
 """Bytes. Bitswap and Kubo take no larger block, so nothing honest is."""
@@ -153,28 +153,6 @@ async def _read(cid: Cid, response: httpx.Response) -> Answer:
     except BlockMismatch:
         return Answer(Kind.WRONG, reason=f"sent {len(block)} bytes that do not match the CID")
     return Answer(Kind.FOUND, block)
-
-
-def normalize_url(text: str) -> str:
-    """A peer's base URL without a trailing slash or ``/ipfs``; ``HOST:PORT`` is taken as HTTP. Raises InvalidInput."""
-    url = text.strip()
-    if "://" not in url:
-        url = f"http://{url}"
-    hint = "a peer looks like http://10.0.0.2:8080"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise InvalidInput(f"{text[:200]!r} is not the address of a peer: {error}", hint=hint) from error
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise InvalidInput(f"{text[:200]!r} is not the address of a peer", hint=hint)
-    if host == "localhost":
-        host = "127.0.0.1"  # Kubo answers `localhost` with a redirect to CID.ipfs.localhost, which not every resolver knows
-    elif ":" in host:
-        host = f"[{host}]"
-    user = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    path = parts.path.rstrip("/").removesuffix("/ipfs")
-    return f"{parts.scheme}://{user}{host}{f':{port}' if port else ''}{path}"
 
 
 def _words(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Kubo's RPC over httpx: calls, streams, and its errors as ours.
+"""Kubo's RPC: calls, streams, and its errors as ours.
 
 ``ipfshttpclient`` 0.7 speaks the same protocol, but blocks a thread that cannot be cancelled for as long as Kubo searches the
 network, knows no pin names, and warns with every request that urllib3 3 will refuse it.
@@ -7,47 +7,19 @@ network, knows no pin names, and warns with every request that urllib3 3 will re
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlencode
 
-import httpx
 import trio
 
 from ipfs_store.errors import IpfsStoreError, NodeUnavailable, StorageFailed
 from ipfs_store.nodes.kubo.address import ApiAddress, authorization
+from ipfs_store.nodes.kubo.connection import Broken, Client, Exchange
 
 Parameters = Sequence[tuple[str, str]]
-_CONNECT_TIMEOUT = 3.0  # seconds; it is usually this machine
-_CONNECTIONS = 64
 _START_HINT = "start it with `ipfs daemon`, name another address with --node kubo:ADDRESS, or use --node embedded"
-
-
-class RequestBody(httpx.AsyncByteStream):
-    """A request's body that is written while the request runs: what a channel gives, between a beginning and an end.
-
-    No async generator, as httpx would make of one that it is given: left in the middle, by a request that was broken off, those complain.
-    """
-
-    def __init__(self, beginning: bytes, pieces: trio.MemoryReceiveChannel[bytes], end: bytes) -> None:
-        self._beginning: bytes | None = beginning
-        self._pieces = pieces
-        self._end: bytes | None = end
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        """Once."""
-        return self
-
-    async def __anext__(self) -> bytes:
-        """The next piece."""
-        piece, self._beginning = self._beginning, None
-        if piece is None:
-            try:
-                piece = await self._pieces.receive()
-            except trio.EndOfChannel:
-                piece, self._end = self._end, None
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
 
 
 class RpcError(IpfsStoreError):
@@ -60,89 +32,110 @@ class Rpc:
     def __init__(self, address: ApiAddress, secret: str = "") -> None:
         """``secret`` as ``--api-auth`` of Kubo's own commands takes it; raises InvalidInput."""
         self.address = address
-        self._headers = {"Authorization": authorization(secret)} if secret else {}
-        self._client: httpx.AsyncClient | None = None
+        headers = [("Authorization", authorization(secret))] if secret else []
+        self._client = Client(address.url, address.socket, headers=headers)
 
     async def call(self, command: str, parameters: Parameters = ()) -> bytes:
         """The whole answer; raises RpcError, NodeUnavailable, StorageFailed."""
-        with self._faults():
-            response = await self._open().post(f"/api/v0/{command}", params=list(parameters))
-            self._check(response)
-            return response.content
+        async with self.stream(command, parameters) as answer:
+            pieces = []
+            while piece := await self.piece(answer):
+                pieces.append(piece)
+            return b"".join(pieces)
 
     @asynccontextmanager
-    async def stream(
-        self, command: str, parameters: Parameters = (), *, content: RequestBody | None = None, content_type: str = ""
-    ) -> AsyncIterator[httpx.Response]:
-        """An answer to be read piece by piece; ``content`` is sent as it comes. Raises as ``call`` does."""
-        headers = {"Content-Type": content_type} if content_type else {}
-        client = self._open()
-        request = client.build_request("POST", f"/api/v0/{command}", params=list(parameters), headers=headers)
-        if content is not None:
-            del request.headers["Content-Length"]
-            request.headers["Transfer-Encoding"] = "chunked"
-            request.stream = content
-        with self._faults():
-            response = await client.send(request, stream=True)
-            try:
-                if response.status_code != 200:
-                    await response.aread()
-                self._check(response)
-                yield response
-            finally:
-                await response.aclose()
+    async def stream(self, command: str, parameters: Parameters = ()) -> AsyncIterator[Exchange]:
+        """An answer to be read by ``piece``; raises as ``call`` does."""
+        with self.faults():
+            exchange = await self._client.ask("POST", _target(command, parameters))
+            with exchange:
+                await self.check(exchange)
+                yield exchange
+
+    async def upload(self, command: str, parameters: Parameters, content_type: str) -> Exchange:
+        """A request whose body is still to be sent, and whose answer to be checked, both under ``faults``."""
+        with self.faults():
+            return await self._client.request("POST", _target(command, parameters), [("Content-Type", content_type)], body=True)
+
+    async def piece(self, answer: Exchange) -> bytes:
+        """The next bytes of an answer, empty at its end; raises RpcError where Kubo says there that something went wrong."""
+        piece = await answer.piece()
+        if not piece and (failure := answer.headers.get("x-stream-error")):
+            raise error_of(failure, self.address)
+        return piece
 
     async def lines(self, command: str, parameters: Parameters = ()) -> AsyncGenerator[dict[str, object], None]:
         """The objects of an answer that has one a line."""
-        async with self.stream(command, parameters) as response:
-            async for line in response.aiter_lines():
-                if line:
-                    yield json.loads(line)
+        async with self.stream(command, parameters) as answer:
+            async for line in self.objects(answer):
+                yield line
+
+    def objects(self, answer: Exchange) -> AsyncIterator[dict[str, object]]:
+        """Those of an answer that was begun."""
+        return _Objects(self, answer)
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
-
-    def _open(self) -> httpx.AsyncClient:
-        if self._client is None:
-            limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=60)
-            self._client = httpx.AsyncClient(
-                base_url=self.address.url,
-                headers=self._headers,
-                # Kubo is silent while it searches the network or collects garbage: how long is the caller's to say.
-                timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
-                transport=httpx.AsyncHTTPTransport(uds=self.address.socket or None, limits=limits, retries=0),
-                trust_env=False,
-            )
-        return self._client
+        await self._client.aclose()
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def faults(self) -> Iterator[None]:
+        """Raises NodeUnavailable for what a connection raises."""
         try:
             yield
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise NodeUnavailable(f"Kubo at {self.address} does not answer: {one_line(str(error))}", hint=_START_HINT) from error
+        except (*Broken, trio.TooSlowError) as error:
+            reason = one_line(str(error)) if not isinstance(error, trio.TooSlowError) else "it took no connection"
+            raise NodeUnavailable(f"Kubo at {self.address} does not answer: {reason}", hint=_START_HINT) from error
 
-    def _check(self, response: httpx.Response) -> None:
-        if response.status_code == 200:
+    async def check(self, answer: Exchange) -> None:
+        """Raises what an answer with another status than 200 says."""
+        if answer.status == 200:
             return
+        body = await answer.body()
         message = ""
-        if response.headers.get("Content-Type", "").startswith("application/json"):
-            body = response.json()
-            message = body.get("Message", "") if isinstance(body, dict) else ""
+        if answer.headers.get("content-type", "").startswith("application/json"):
+            said = json.loads(body)
+            message = said.get("Message", "") if isinstance(said, dict) else ""
         if message:
             raise error_of(message, self.address)
-        if response.status_code == 403:
+        if answer.status == 403:
             raise NodeUnavailable(
-                f"Kubo at {self.address} refuses us: {one_line(response.text)}",
+                f"Kubo at {self.address} refuses us: {one_line(body.decode(errors='replace'))}",
                 hint="give the secret of API.Authorizations in IPFS_API_AUTH, as `ipfs --api-auth` takes it",
             )
         raise NodeUnavailable(
-            f"{self.address} answered {response.status_code} and does not look like a Kubo RPC",
+            f"{self.address} answered {answer.status} and does not look like a Kubo RPC",
             hint="is that the gateway's port? " + _START_HINT,
         )
+
+
+class _Objects:
+    """No generator: left in the middle, inside of another, those complain."""
+
+    def __init__(self, rpc: Rpc, answer: Exchange) -> None:
+        self._rpc = rpc
+        self._answer = answer
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+
+    def __aiter__(self) -> _Objects:
+        return self
+
+    async def __anext__(self) -> dict[str, object]:
+        while not self._lines:
+            piece = await self._rpc.piece(self._answer)
+            *lines, self._rest = (self._rest + piece).split(b"\n")
+            if not piece:
+                if not self._rest:
+                    raise StopAsyncIteration
+                lines, self._rest = [self._rest], b""
+            self._lines.extend(filter(None, lines))
+        found: dict[str, object] = json.loads(self._lines.popleft())
+        return found
+
+
+def _target(command: str, parameters: Parameters) -> str:
+    return f"/api/v0/{command}" + (f"?{urlencode(parameters)}" if parameters else "")
 
 
 def error_of(message: str, address: ApiAddress) -> IpfsStoreError:
