@@ -1,7 +1,8 @@
-"""Who reads bytes for the decoders: anything that can give a range of a blob."""
+"""Who reads bytes for the decoders, and takes them from the writers."""
 
 from __future__ import annotations
 
+from io import RawIOBase
 from typing import Protocol
 
 
@@ -15,4 +16,33 @@ class RangeReader(Protocol):
 
     async def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset``; the caller stays inside ``size``."""
+        ...
+
+
+class Readable(Protocol):
+    """A blob that is read in order, and need not all be there yet."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the blob."""
+        ...
+
+    def open(self) -> RawIOBase:
+        """The blob from its beginning, anew at each call; seekable. Reads wait for bytes that are not there yet. Raises OSError."""
+        ...
+
+
+class Output(Protocol):
+    """What a blob is written to: a file, or what is sent away."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append all of ``data``."""
+        ...
+
+    def seek(self, offset: int, /) -> int:
+        """To the beginning only, before ``truncate``."""
+        ...
+
+    def truncate(self) -> int:
+        """Forget what is written from here on."""
         ...

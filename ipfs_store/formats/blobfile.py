@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import BinaryIO
 
+from ipfs_store.formats.blob import Output
 from ipfs_store.formats.compress import Codec, Ordered
 
 _BATCH = 512 << 10
@@ -57,7 +57,7 @@ Placed = Callable[[object, int, int, str], None]
 class BlobFile:
     """A new blob; ``put`` may return long before the piece is written, ``flush`` returns after."""
 
-    def __init__(self, file: BinaryIO, codec: Codec, placed: Placed, threads: int) -> None:
+    def __init__(self, file: Output, codec: Codec, placed: Placed, threads: int) -> None:
         bytes(_KEPT // 2)
         self._file = file
         self._codec = codec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from isal import igzip, igzip_threaded
 
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats import headers, sparse
+from ipfs_store.formats.blob import Readable
 from ipfs_store.formats.headers import BLOCK, Header
 from ipfs_store.formats.limits import MAX_ENTRIES, MAX_TAR_EXTENSION
 from ipfs_store.formats.names import GZIP_MAGIC, ZSTD_MAGIC, ZSTD_SKIPPABLE_MAGIC
@@ -38,24 +40,24 @@ class Source:
 
 
 @contextlib.contextmanager
-def opened(path: Path, folder: Path | None = None, *, seekable: bool = False) -> Iterator[Source]:
-    """The tar of the layer at ``path`` (plain, gzip or zstd, found out by its first bytes).
+def opened(source: Path | Readable, folder: Path | None = None, *, seekable: bool = False) -> Iterator[Source]:
+    """The tar of the layer in ``source`` (plain, gzip or zstd, found out by its first bytes).
 
     gzip is inflated in a thread of its own, 4 MiB ahead. If it must be ``seekable``, a compressed one is unpacked into a file without a name
     in ``folder`` first: that takes the disk of the uncompressed layer. Raises InvalidLayer, OSError.
     """
     with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(path.open("rb", buffering=0))
-        size = path.stat().st_size
-        magic = raw.read(4)
+        raw: io.RawIOBase = stack.enter_context(source.open("rb", buffering=0) if isinstance(source, Path) else source.open())
+        size = source.stat().st_size if isinstance(source, Path) else source.size
+        magic = raw.read(4) or b""
         raw.seek(0)
         file: BinaryIO
         if magic[:2] == GZIP_MAGIC:
             file = cast(BinaryIO, stack.enter_context(igzip_threaded.open(raw, "rb")))  # type: ignore[no-untyped-call]
         elif magic == ZSTD_MAGIC or (magic[:1] >= b"\x50" and magic[1:] == ZSTD_SKIPPABLE_MAGIC[1:]):
-            file = cast(BinaryIO, ZstdFile(raw))
+            file = cast(BinaryIO, ZstdFile(cast(BinaryIO, raw)))
         else:
-            file = stack.enter_context(path.open("rb", buffering=_BUFFER))
+            file = stack.enter_context(io.BufferedReader(raw, _BUFFER))
             yield Source(file, size, file.tell)
             return
         if not seekable:

@@ -14,10 +14,11 @@ import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, cast
+from typing import cast
 
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats import arrange, endings
+from ipfs_store.formats.blob import Output, Readable
 from ipfs_store.formats.blobfile import BlobFile, Piece, Span
 from ipfs_store.formats.compress import codec, workers
 from ipfs_store.formats.contents import Contents, File, Placed
@@ -66,15 +67,15 @@ def write_layer(
 
 
 def write_layer_to(
-    source: Path,
-    file: BinaryIO,
+    source: Path | Readable,
+    file: Output,
     folder: Path,
     options: WriteOptions = WriteOptions(),  # noqa: B008 - a frozen value
     *,
     advance: Advance | None = None,
     threads: int | None = None,
 ) -> Written:
-    """`write_layer` to a ``file`` that is open and empty, and may have no name; unpacking, where it is needed, is done in ``folder``."""
+    """`write_layer` to a ``file`` that is open and empty; unpacking, where it is needed, is done in ``folder``."""
     count = threads or workers()
     progress = _Progress(advance)
     if options.format in ("tar", "gzip", "zstd"):
@@ -113,7 +114,7 @@ class _Progress:
             self._advance(max(more, 0), tar.size)
 
 
-def _compressed(tar: Source, file: BinaryIO, options: WriteOptions, progress: _Progress, threads: int) -> Written:
+def _compressed(tar: Source, file: Output, options: WriteOptions, progress: _Progress, threads: int) -> Written:
     """The tar as it is, in one or many members; raises InvalidLayer."""
     with BlobFile(file, codec(options.compression, options.effective_level), _nobody, threads) as blob:
         while piece := read(tar.file, _MEMBER):
@@ -130,7 +131,7 @@ def _nobody(mark: object, start: int, end: int, digest: str) -> None:
     """Nobody is to be told where a piece without marks went."""
 
 
-def _lazy(tar: Source, file: BinaryIO, options: WriteOptions, plan: arrange.Plan | None, progress: _Progress, threads: int) -> Written:
+def _lazy(tar: Source, file: Output, options: WriteOptions, plan: arrange.Plan | None, progress: _Progress, threads: int) -> Written:
     with _Writer(file, options, lambda: progress.at(tar), threads) as writer:
         if plan is not None:
             for place in plan.first:
@@ -163,7 +164,7 @@ def _lazy(tar: Source, file: BinaryIO, options: WriteOptions, plan: arrange.Plan
 class _Writer:
     """Members of a lazily readable layer: headers up to the next contents, contents with their padding, and so on."""
 
-    def __init__(self, file: BinaryIO, options: WriteOptions, tick: Callable[[], None], threads: int) -> None:
+    def __init__(self, file: Output, options: WriteOptions, tick: Callable[[], None], threads: int) -> None:
         self._options = options
         self._tick = tick
         self._blob = BlobFile(file, codec(options.compression, options.effective_level), self._placed, threads)

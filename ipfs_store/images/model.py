@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from ipfs_store.cids import Cid
+from ipfs_store.formats.blob import Output, RangeReader, Readable
 from ipfs_store.images.root import RootToc
 from ipfs_store.oci import Descriptor, Digest
 
@@ -39,11 +40,51 @@ class Image(Protocol):
         ...
 
 
+class Incoming(Readable, Protocol):
+    """A layer before all of it was checked, or is there. What is made of it is nobody else's until ``checked`` has returned."""
+
+    @property
+    def ranges(self) -> RangeReader:
+        """Parts of it, which may lie anywhere; not checked."""
+        ...
+
+    async def checked(self) -> Path:
+        """The layer as a local file, whole and verified; waits until it is. Raises BlobMismatch, ImageNotFound and what the source raises."""
+        ...
+
+
+class Sink(Protocol):
+    """A blob that is being written, its digest not known before its end; gone when it is closed, unless it was kept before."""
+
+    @property
+    def file(self) -> Output:
+        """Takes the bytes, in a thread."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """Where they can be read again; None: they went to the target, and nowhere else."""
+        ...
+
+    def flush(self) -> None:
+        """Raises StorageFailed and what is the target's own where they could not be written. Synchronous, as is ``close``."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+MakeSink = Callable[[], Sink]
+"""Synchronous."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConvertedLayer:
-    """A layer in its new form, in a file that whoever asked for the conversion removes."""
+    """A layer in its new form, there as long as the context of whoever converted it lasts."""
 
-    path: Path
+    path: Path | None
+    """None: only ``sink`` has the bytes."""
     media_type: str
     digest: Digest
     size: int
@@ -54,6 +95,18 @@ class ConvertedLayer:
     """The blob of its table of contents, where that is in an image of its own."""
     same_tar: bool = False
     """Whether the uncompressed tar is still that of the layer before, so that the DiffID has to be too."""
+    sink: Sink | None = None
+    """What it was written to, if it was written."""
+
+
+class Convert(Protocol):
+    """Makes another form of a layer; None where the layer is to stay as it is."""
+
+    def __call__(
+        self, layer: Descriptor, source: Incoming, sink: MakeSink | None = None, /
+    ) -> AbstractAsyncContextManager[ConvertedLayer | None]:
+        """``sink`` makes what the new form is written to, a file if None. Raises InvalidLayer, StorageFailed, what source and sink raise."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

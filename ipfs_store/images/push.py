@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,16 +16,15 @@ from ipfs_store.errors import InvalidDescriptor
 from ipfs_store.formats.names import ANNOTATION_TOC_OBJECT
 from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.memory import LayerMemory
-from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress, PushedLayer, TocObject
+from ipfs_store.images.model import Convert, ConvertedLayer, Image, NoProgress, Progress, PushedLayer, TocObject
 from ipfs_store.images.referrers import collect_referrers
 from ipfs_store.images.root import ROOT_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootReferrer, RootToc
+from ipfs_store.images.sources.incoming import Whole
 from ipfs_store.nodes.interface import Block, Node, Push
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest, encode_document
 from ipfs_store.oci.media_types import is_config, is_index, is_layer
 
-Convert = Callable[[Descriptor, Path], AbstractAsyncContextManager[ConvertedLayer | None]]
-"""Makes the lazily readable form of a layer; None where the layer is to stay as it is."""
 Inspect = Callable[[Descriptor, Path], Awaitable[TocObject | None]]
 """The TOC of a layer; None where it has none by which it could be read lazily."""
 
@@ -226,9 +224,10 @@ class _Pusher:
     async def _put_layer(self, layer: Descriptor, path: Path) -> PushedLayer:
         if self._options.convert is not None and is_layer(layer.media_type):
             start = trio.current_time()
-            async with self._options.convert(layer, path) as converted:
+            async with self._options.convert(layer, Whole(path, layer.size)) as converted:
                 self._seconds["convert"] += trio.current_time() - start
                 if converted is not None:
+                    assert converted.path is not None, "no sink of its own was asked for"
                     descriptor = Descriptor(
                         converted.media_type, converted.digest, converted.size, (), {**layer.annotations, **converted.annotations}
                     )

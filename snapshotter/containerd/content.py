@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import queue
+import os
+import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 
-import grpc
 from google.protobuf import field_mask_pb2
 
 from ipfs_store.errors import BlobMismatch
 from ipfs_store.oci import Digest
 from snapshotter.containerd.connection import Connection
-from snapshotter.containerd.errors import AlreadyExists, ContainerdNotFound, ContainerdRefused, SnapshotterUnavailable
-from snapshotter.containerd.protos import content_pb2
+from snapshotter.containerd.errors import AlreadyExists, ContainerdNotFound, SnapshotterUnavailable
+from snapshotter.containerd.ingest import PIECE, Ingest
+from snapshotter.containerd.protos import content_pb2, introspection_pb2
 from snapshotter.containerd.protos.content_pb2_grpc import ContentStub
+from snapshotter.containerd.protos.introspection_pb2_grpc import IntrospectionStub
 
-PIECE = 1 << 20
-"""Bytes of one message; containerd takes up to 16 MiB."""
 _LOCKED_SECONDS = 120.0
 
 
@@ -62,6 +65,31 @@ class ContentStore:
         with self._connection.errors():
             return b"".join(response.data for response in self._stub.Read(request, metadata=self._connection.metadata))
 
+    def open_file(self, digest: Digest, size: int) -> int | None:
+        """A descriptor of the blob's file in containerd's own folder, not checked but for its size; None where we have no such folder.
+
+        It holds the bytes even if containerd collects them. Whether this namespace has the blob, `info` says.
+        """
+        folder = self._folder
+        if folder is None:
+            return None
+        try:
+            handle = os.open(folder / "blobs" / "sha256" / digest.hex, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # not our machine's folder, or not our folder: the socket reaches further
+            return None
+        found = os.fstat(handle)
+        if stat.S_ISREG(found.st_mode) and found.st_size == size:
+            return handle
+        os.close(handle)
+        return None
+
+    @cached_property
+    def _folder(self) -> Path | None:
+        request = introspection_pb2.PluginsRequest(filters=["type==io.containerd.content.v1"])
+        plugins = self._connection.call(IntrospectionStub(self._connection.channel).Plugins, request).plugins
+        roots = [plugin.exports["root"] for plugin in plugins if plugin.id == "content" and "root" in plugin.exports]
+        return Path(roots[0]) if len(roots) == 1 else None
+
     def label(self, digest: Digest, labels: Mapping[str, str]) -> None:
         """Set ``labels`` beside those it has; raises ContainerdNotFound."""
         info = content_pb2.Info(digest=str(digest), labels=labels)
@@ -94,19 +122,23 @@ class ContentStore:
             ingest.commit(labels or {})
         except AlreadyExists:
             ingest.close()
-            self._abort(ingest)
+            ingest.abort()
             if labels:
                 self.label(digest, labels)
         except BaseException:
             ingest.close()
-            self._abort(ingest)
+            ingest.abort()
             raise
         ingest.close()
+
+    def unnamed(self) -> Ingest:
+        """Write a blob whose digest is given at its commit. Whoever asks closes and, if it was not committed, aborts it."""
+        return Ingest(self._connection, self._stub, f"ipfs-store-{secrets.token_hex(16)}")
 
     def _open(self, digest: Digest, size: int, labels: Mapping[str, str]) -> Ingest | None:
         deadline, pause = time.monotonic() + _LOCKED_SECONDS, 0.02
         while True:
-            ingest = Ingest(self._connection, self._stub, digest, size)
+            ingest = Ingest(self._connection, self._stub, f"ipfs-store-{digest}", digest, size)
             try:
                 if not ingest.begin():
                     return ingest
@@ -116,7 +148,7 @@ class ContentStore:
                 return None
             except BlobMismatch:
                 ingest.close()
-                self._abort(ingest)
+                ingest.abort()
                 continue
             except AlreadyExists:
                 ingest.close()
@@ -130,71 +162,3 @@ class ContentStore:
                 raise
             self._pause(pause)
             pause = min(pause * 2, 1.0)
-
-    def _abort(self, ingest: Ingest) -> None:
-        # Bytes already checked and committed are no ingest any more.
-        with suppress(ContainerdNotFound):
-            self._connection.call(self._stub.Abort, content_pb2.AbortRequest(ref=ingest.ref))
-
-
-class Ingest:
-    """A blob on its way in. Made by ``ContentStore.ingest``."""
-
-    def __init__(self, connection: Connection, stub: ContentStub, digest: Digest, size: int) -> None:
-        self.ref = f"ipfs-store-{digest}"
-        self._connection = connection
-        self._digest = digest
-        self._size = size
-        self._offset = 0
-        self._requests: queue.SimpleQueue[content_pb2.WriteContentRequest | None] = queue.SimpleQueue()
-        self._responses = iter(stub.Write(iter(self._requests.get, None), metadata=connection.metadata))
-
-    def begin(self) -> bool:
-        """Take the name of the ingest; whether all bytes are there already, and only the commit is missing.
-
-        Raises AlreadyExists if the blob is there, SnapshotterUnavailable while somebody else writes it.
-        """
-        if self._ask(content_pb2.STAT).offset != self._size:
-            return False
-        self._offset = self._size
-        return True
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append ``data``, and wait until containerd has it."""
-        view = memoryview(data)
-        for start in range(0, len(view), PIECE):
-            piece = bytes(view[start : start + PIECE])
-            self._ask(content_pb2.WRITE, piece)
-            self._offset += len(piece)
-
-    def commit(self, labels: Mapping[str, str]) -> None:
-        """End it; containerd compares size and digest."""
-        if self._offset != self._size:
-            raise BlobMismatch(f"blob {self._digest} has {self._offset} bytes, its descriptor says {self._size}")
-        try:
-            self._ask(content_pb2.COMMIT, labels=labels)
-        except ContainerdRefused as error:
-            if "digest" in error.message or "size" in error.message:
-                raise BlobMismatch(f"blob {self._digest} does not have its digest: {error.message}") from error
-            raise
-
-    def close(self) -> None:
-        """End the stream; containerd keeps what it has under ``ref``, no longer locked."""
-        self._requests.put(None)
-        # Reading to the end is what makes sure that the lock is gone when this returns.
-        with suppress(grpc.RpcError):  # whoever asked last has seen it
-            for _ in self._responses:
-                pass
-
-    def _ask(
-        self, action: content_pb2.WriteAction.ValueType, data: bytes = b"", labels: Mapping[str, str] | None = None
-    ) -> content_pb2.WriteContentResponse:
-        request = content_pb2.WriteContentRequest(
-            action=action, ref=self.ref, total=self._size, expected=str(self._digest), offset=self._offset, data=data, labels=labels
-        )
-        self._requests.put(request)
-        with self._connection.errors():
-            try:
-                return next(self._responses)
-            except StopIteration:
-                raise ContainerdRefused(f"containerd ended the transfer of blob {self._digest} before it was complete") from None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 
 import trio
 
-from ipfs_store.errors import BlobMismatch, ImageNotFound
+from ipfs_store.errors import ImageNotFound
 from ipfs_store.formats.blob import RangeReader
+from ipfs_store.images.model import Incoming
 from ipfs_store.images.sources import SourceOptions
+from ipfs_store.images.sources.incoming import arriving, checking
 from ipfs_store.oci import Descriptor, Digest
 from snapshotter.containerd.connection import Connection, connect, leased
 from snapshotter.containerd.content import ContentStore
@@ -39,11 +40,25 @@ class ContainerdImage:
 
     @asynccontextmanager
     async def open_blob(self, descriptor: Descriptor) -> AsyncIterator[Path]:
-        """A copy of the layer, verified, until the context ends; raises ImageNotFound (a layer that was mounted lazily is not there)."""
-        with tempfile.TemporaryDirectory(prefix="ipfs-store-", dir=self._folder) as folder:
-            path = Path(folder, descriptor.digest.hex)
-            await trio.to_thread.run_sync(self._copy, descriptor, path)
-            yield path
+        """The layer, verified, until the context ends; raises ImageNotFound (a layer that was mounted lazily is not there), BlobMismatch."""
+        async with trio.open_nursery() as nursery, self.open_incoming(descriptor, nursery) as incoming:
+            yield await incoming.checked()
+
+    @asynccontextmanager
+    async def open_incoming(self, descriptor: Descriptor, nursery: trio.Nursery) -> AsyncIterator[Incoming]:
+        """See ``incoming.Early``: containerd's own file where we can read it, else what the socket brings, as it comes."""
+        handle = await trio.to_thread.run_sync(self._open, descriptor)
+        if handle is None:
+            ranges = _Blob(self._content, descriptor.digest, descriptor.size)
+            pieces = self._pieces(descriptor)
+            async with arriving(pieces, ranges, descriptor, "containerd", self._folder, nursery) as incoming:
+                yield incoming
+            return
+        try:
+            async with checking(Path(f"/proc/{os.getpid()}/fd/{handle}"), descriptor, "containerd", nursery) as incoming:
+                yield incoming
+        finally:
+            os.close(handle)
 
     async def aclose(self) -> None:
         """Close the connection, and let containerd collect the image again."""
@@ -56,24 +71,24 @@ class ContainerdImage:
         with trio.CancelScope(shield=True):
             await self.aclose()
 
-    def _copy(self, descriptor: Descriptor, path: Path) -> None:
-        hasher, size = hashlib.sha256(), 0
+    def _open(self, descriptor: Descriptor) -> int | None:
         try:
-            with path.open("wb") as file:
-                for piece in self._content.pieces(descriptor.digest):
-                    hasher.update(piece)
-                    size += len(piece)
-                    file.write(piece)
-                    trio.from_thread.check_cancelled()
+            self._content.info(descriptor.digest)
         except ContainerdNotFound as error:
-            raise ImageNotFound(
-                f"containerd does not have layer {descriptor.digest} of {self.name!r}",
-                hint="an image that was pulled lazily has no layers to push; push it from where it came from, or pull it eagerly",
-            ) from error
-        if hasher.hexdigest() != descriptor.digest.hex or size != descriptor.size:
-            raise BlobMismatch(
-                f"containerd's layer {descriptor.digest} has {size} bytes of digest sha256:{hasher.hexdigest()}, expected {descriptor.size}"
-            )
+            raise self._missing(descriptor) from error
+        return self._content.open_file(descriptor.digest, descriptor.size)
+
+    def _pieces(self, descriptor: Descriptor) -> Iterator[bytes]:
+        try:
+            yield from self._content.pieces(descriptor.digest)
+        except ContainerdNotFound as error:  # collected meanwhile
+            raise self._missing(descriptor) from error
+
+    def _missing(self, descriptor: Descriptor) -> ImageNotFound:
+        return ImageNotFound(
+            f"containerd does not have layer {descriptor.digest} of {self.name!r}",
+            hint="an image that was pulled lazily has no layers to push; push it from where it came from, or pull it eagerly",
+        )
 
 
 def open_source(name: str, options: SourceOptions | None = None) -> ContainerdImage:

@@ -11,13 +11,15 @@ from typing import TypeVar
 import trio
 
 from ipfs_store.errors import InvalidInput, InvalidReference
+from ipfs_store.images.model import Sink
 from ipfs_store.images.targets.interface import Published, Target, TargetOptions, references, with_suffix
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import is_index, is_manifest
 from snapshotter.containerd import labels
 from snapshotter.containerd.connection import Connection, add_to_lease, connect, leased
-from snapshotter.containerd.content import PIECE, ContentStore
-from snapshotter.containerd.errors import ContainerdNotFound
+from snapshotter.containerd.content import ContentStore
+from snapshotter.containerd.errors import AlreadyExists, ContainerdNotFound
+from snapshotter.containerd.ingest import PIECE, Ingest
 from snapshotter.containerd.records import Images
 
 Result = TypeVar("Result")
@@ -85,6 +87,25 @@ class ContainerdTarget:
 
         await trio.to_thread.run_sync(work)
 
+    def sink(self) -> ContainerdSink:
+        """See ``interface.Streaming``: the layer goes to containerd while it is made."""
+        return ContainerdSink(self._content.unnamed())
+
+    async def keep(self, blob: Descriptor, sink: Sink, *, diff_id: Digest | None = None) -> None:
+        """See ``interface.Streaming``."""
+        assert isinstance(sink, ContainerdSink), "made by sink()"
+        told = {labels.UNCOMPRESSED: str(diff_id)} if diff_id is not None else {}
+
+        def work() -> None:
+            try:
+                sink.ingest.commit(told, blob.digest, blob.size)
+            except AlreadyExists:
+                add_to_lease(self._connection, kind="content", name=str(blob.digest))
+                if told:
+                    self._content.label(blob.digest, told)
+
+        await trio.to_thread.run_sync(work)
+
     async def put_document(self, document: Descriptor, data: bytes) -> None:
         """Write a document; a manifest or index keeps what it refers to from garbage collection. Raises as ``put_blob`` does."""
         told: dict[str, str] = {}
@@ -109,6 +130,51 @@ class ContainerdTarget:
         except ContainerdNotFound:
             return False
         return True
+
+
+class ContainerdSink:
+    """See ``ipfs_store.images.model.Sink``; also the ``Output`` that it has."""
+
+    path = None
+
+    def __init__(self, ingest: Ingest) -> None:
+        self.ingest = ingest
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    @property
+    def file(self) -> ContainerdSink:
+        """What takes the bytes."""
+        return self
+
+    def write(self, data: bytes, /) -> int:
+        """Send ``data``, or keep it until there is enough for a message; raises ContainerdUnavailable, StorageFailed."""
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size >= PIECE:
+            self.flush()
+        return len(data)
+
+    def seek(self, offset: int, /) -> int:
+        """To the beginning."""
+        assert not offset, "only the beginning can be gone back to"
+        self._parts, self._size = [], 0
+        self.ingest.restart()
+        return 0
+
+    def truncate(self) -> int:
+        """Done with the first byte that is written again."""
+        return 0
+
+    def flush(self) -> None:
+        """Send what was kept."""
+        self.ingest.write(b"".join(self._parts))
+        self._parts, self._size = [], 0
+
+    def close(self) -> None:
+        """Nothing of it is left in containerd, unless it was kept."""
+        self.ingest.close()
+        self.ingest.abort()
 
 
 def _suffixed(name: str, suffix: str) -> str:

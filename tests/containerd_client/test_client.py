@@ -13,8 +13,9 @@ from ipfs_store.errors import BlobMismatch, ImageNotFound
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP
 from snapshotter.containerd.connection import Connection, connect, leased, require_snapshotter, server_version
-from snapshotter.containerd.content import PIECE, ContentStore
+from snapshotter.containerd.content import ContentStore
 from snapshotter.containerd.errors import AlreadyExists, ContainerdNotFound, ContainerdUnavailable, SnapshotterMissing
+from snapshotter.containerd.ingest import PIECE
 from snapshotter.containerd.labels import layer_labels
 from snapshotter.containerd.records import Images
 from snapshotter.containerd.snapshots import Snapshots, chain_ids

@@ -14,6 +14,7 @@ from ipfs_store.errors import StorageFailed
 from ipfs_store.formats.options import WriteOptions
 from ipfs_store.images.conversion import layer_converter, layers
 from ipfs_store.images.conversion.record import read_record
+from ipfs_store.images.sources.incoming import Whole
 from ipfs_store.images.targets import TargetOptions, open_target
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import OCI_LAYER
@@ -33,8 +34,8 @@ async def test_a_layer_on_its_way_has_no_name_and_is_linked_where_it_stays(layer
     descriptor, path = layer
     async with open_target(f"oci:{scratch / 'layout'}:x", TargetOptions(folder=scratch)) as target:
         before = list(target.folder.iterdir())
-        async with layer_converter(WriteOptions(), folder=target.folder)(descriptor, path) as converted:
-            assert converted is not None
+        async with layer_converter(WriteOptions(), folder=target.folder)(descriptor, Whole(path, descriptor.size)) as converted:
+            assert converted is not None and converted.path is not None
             assert list(target.folder.iterdir()) == before == []
             new = Descriptor(converted.media_type, converted.digest, converted.size)
             made = converted.path.stat()
@@ -45,12 +46,13 @@ async def test_a_layer_on_its_way_has_no_name_and_is_linked_where_it_stays(layer
 
 
 async def test_a_full_disk_is_named(layer: tuple[Descriptor, Path], scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: Path, file: BinaryIO, folder: Path, options: WriteOptions, **more: object) -> None:
+    def full(source: object, file: BinaryIO, folder: Path, options: WriteOptions, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(layers, "write_layer_to", full)
+    descriptor, path = layer
     with pytest.raises(StorageFailed, match=f"{scratch}.*No space left on device"):
-        async with layer_converter(WriteOptions(), folder=scratch)(*layer):
+        async with layer_converter(WriteOptions(), folder=scratch)(descriptor, Whole(path, descriptor.size)):
             pass
     assert os.listdir(scratch) == []
 

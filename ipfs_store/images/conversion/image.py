@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from ipfs_store.errors import BlobMismatch, InvalidDescriptor, InvalidInput
+from ipfs_store.errors import BlobMismatch, InvalidDescriptor, InvalidInput, InvalidLayer
 from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_OBJECT
 from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.conversion.tocs import TOC_SUFFIX, toc_descriptor, toc_diff_id, toc_image
-from ipfs_store.images.model import ConvertedLayer, Image, NoProgress, Progress
-from ipfs_store.images.push import Convert
+from ipfs_store.images.model import Convert, ConvertedLayer, Image, Incoming, NoProgress, Progress
 from ipfs_store.images.root import ROOT_ANNOTATION
-from ipfs_store.images.targets.interface import Published, Target
+from ipfs_store.images.sources.incoming import open_incoming
+from ipfs_store.images.targets.interface import Published, Streaming, Target
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.manifest import Config, Index, Manifest
 from ipfs_store.oci.media_types import is_config, is_index, is_layer, is_nondistributable, to_oci
@@ -127,7 +127,7 @@ class _Conversion:
             self._progress.begin(_ALL, "convert", sum(layer.size for layer in found))
         async with trio.open_nursery() as nursery:
             for _ in range(min(_OPEN, len(found))):
-                nursery.start_soon(self._worker, waiting)
+                nursery.start_soon(self._worker, waiting, nursery)
         self._progress.done(_ALL)
         root, data = await self._assembled(plan)
         published = [Published(root, data)]
@@ -160,10 +160,12 @@ class _Conversion:
                 raise InvalidDescriptor(f"{where}: {len(manifest.layers)} layers, and {len(config.diff_ids)} DiffIDs in its config")
         return _ManifestPlan(descriptor, manifest, data, config, config_data)
 
-    async def _worker(self, waiting: Iterator[tuple[tuple[Descriptor, Digest | None], trio.Event | None, trio.Event]]) -> None:
+    async def _worker(
+        self, waiting: Iterator[tuple[tuple[Descriptor, Digest | None], trio.Event | None, trio.Event]], nursery: trio.Nursery
+    ) -> None:
         """Takes layers in order, so that the first of those that are not there yet is always at work, and none waits for one that waits."""
         for (layer, diff_id), before, done in waiting:
-            async with self._layer(layer, diff_id) as put:
+            async with self._layer(layer, diff_id, nursery) as put:
                 if before is not None and self._target.in_order:
                     await before.wait()
                 self._layers[layer] = await put()
@@ -171,7 +173,9 @@ class _Conversion:
             done.set()
 
     @asynccontextmanager
-    async def _layer(self, layer: Descriptor, diff_id: Digest | None) -> AsyncIterator[Callable[[], Awaitable[_Done]]]:
+    async def _layer(
+        self, layer: Descriptor, diff_id: Digest | None, nursery: trio.Nursery
+    ) -> AsyncIterator[Callable[[], Awaitable[_Done]]]:
         """The layer in its new form; calling what the context gives puts it into the target."""
         before = self._retyped(layer)
 
@@ -185,11 +189,12 @@ class _Conversion:
         if plain and await self._target.has(before):
             yield nothing
             return
-        async with self._image.open_blob(layer) as path, AsyncExitStack() as stack:
+        async with open_incoming(self._image, layer, nursery) as incoming, AsyncExitStack() as stack:
             converted = None
-            if self._options.convert is not None and not plain:
+            if not plain:
                 async with self._converting:
-                    converted = await stack.enter_async_context(self._options.convert(before, path))
+                    converted = await self._converted(before, incoming, stack)
+            path = await incoming.checked()
             if converted is None:
 
                 async def as_it_is() -> _Done:
@@ -204,11 +209,24 @@ class _Conversion:
 
             async def put() -> _Done:
                 reused = converted.diff_id is None
-                await self._target.put_blob(new, converted.path, diff_id=converted.diff_id or diff_id, given=not reused)
+                if converted.path is not None:
+                    await self._target.put_blob(new, converted.path, diff_id=converted.diff_id or diff_id, given=not reused)
+                else:
+                    assert isinstance(self._target, Streaming) and converted.sink is not None, "it was written to the target's own"
+                    await self._target.keep(new, converted.sink, diff_id=converted.diff_id)
                 toc = await self._toc(new, converted.toc) if converted.toc else None
                 return _Done(LayerResult(layer, new, not reused, toc), converted.diff_id)
 
             yield put
+
+    async def _converted(self, layer: Descriptor, incoming: Incoming, stack: AsyncExitStack) -> ConvertedLayer | None:
+        assert self._options.convert is not None, "asked before"
+        sink = self._target.sink if isinstance(self._target, Streaming) else None
+        try:
+            return await stack.enter_async_context(self._options.convert(layer, incoming, sink))
+        except (InvalidLayer, BlobMismatch):
+            await incoming.checked()  # where the blob is not what it should be, or did not come, that is the reason
+            raise
 
     async def _assembled(self, plan: _IndexPlan | _ManifestPlan) -> tuple[Descriptor, bytes]:
         if isinstance(plan, _ManifestPlan):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from ipfs_store.errors import InvalidInput, InvalidLayer
+from ipfs_store.formats.blob import RangeReader
 from ipfs_store.formats.detached import detach
 from ipfs_store.formats.footer import locate_toc
 from ipfs_store.formats.layer import Layer, open_layer
@@ -25,8 +27,7 @@ from ipfs_store.formats.names import (
 )
 from ipfs_store.formats.options import Format, WriteOptions, Written
 from ipfs_store.formats.writer import write_layer_to
-from ipfs_store.images.model import ConvertedLayer, NoProgress, Progress, TocObject
-from ipfs_store.images.push import Convert
+from ipfs_store.images.model import Convert, ConvertedLayer, Incoming, MakeSink, NoProgress, Progress, Sink, TocObject
 from ipfs_store.images.sources.options import scratch_folder
 from ipfs_store.images.sources.ranges import FileBlob
 from ipfs_store.images.sources.scratch import Scratch, storage_failed
@@ -52,13 +53,14 @@ def layer_converter(
     kept = {kind for kind in (_KIND.get(options.format),) if kind} if reuse is None else set(reuse)
 
     @asynccontextmanager
-    async def convert(layer: Descriptor, path: Path) -> AsyncIterator[ConvertedLayer | None]:
+    async def convert(layer: Descriptor, source: Incoming, sink: MakeSink | None = None, /) -> AsyncIterator[ConvertedLayer | None]:
         if options.compression == "zstd" and layer.media_type in DOCKER_TYPES:
             raise InvalidInput(f"layer {layer.digest}: Docker's media types have no zstd", hint="make them OCI's: ipfs-store convert --oci")
-        if options.format == "tar" and not await trio.to_thread.run_sync(_is_compressed, path):
-            yield _reused(layer, path, "none", {})
+        if options.format == "tar" and not await _is_compressed(source):
+            yield _reused(layer, await source.checked(), "none", {})
             return
-        if (found := await _lazy(layer, path)) is not None and found.kind in kept:
+        if (found := await _lazy(layer, source.ranges)) is not None and found.kind in kept:
+            path = await source.checked()
             said = any(key in layer.annotations for key in _SAYING)
             compression: Compression = "zstd" if found.kind == "zstd:chunked" else "gzip"
             yield _reused(layer, path, compression, {} if said else await _annotations(found, path))
@@ -74,22 +76,23 @@ def layer_converter(
                 begun = True
             told.advance(item, count)
 
-        def work(target: Scratch) -> Written:
+        def work(target: Sink) -> Written:
             try:
-                written = write_layer_to(path, target.file, where, options, advance=advance)
+                written = write_layer_to(source, target.file, where, options, advance=advance)
             except OSError as error:
                 raise storage_failed(error, where) from error
             target.flush()
             return written
 
-        target = await trio.to_thread.run_sync(Scratch, where)  # without a name: however we end, nothing is left
+        target = await trio.to_thread.run_sync(sink or partial(Scratch, where))  # without a name: however we end, nothing is left
         try:
             written = await trio.to_thread.run_sync(work, target)
             told.done(item)
             same_tar = options.keep_diff_id or options.format in ("tar", "gzip", "zstd")
-            yield _converted(layer, target.path, written, same_tar=same_tar)
+            yield _converted(layer, target, written, same_tar=same_tar)
         finally:
-            target.close()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(target.close)
 
     return convert
 
@@ -114,16 +117,16 @@ def _reused(layer: Descriptor, path: Path, compression: Compression, annotations
     return ConvertedLayer(path, media_type, layer.digest, layer.size, None, annotations)
 
 
-def _converted(layer: Descriptor, path: Path, written: Written, *, same_tar: bool) -> ConvertedLayer:
+def _converted(layer: Descriptor, sink: Sink, written: Written, *, same_tar: bool) -> ConvertedLayer:
     return ConvertedLayer(
-        path, recompressed(layer.media_type, written.compression or "none"), Digest.parse(written.digest), written.size,
-        Digest.parse(written.diff_id), written.annotations, written.toc, same_tar,
+        sink.path, recompressed(layer.media_type, written.compression or "none"), Digest.parse(written.digest), written.size,
+        Digest.parse(written.diff_id), written.annotations, written.toc, same_tar, sink,
     )  # fmt: skip
 
 
-async def _lazy(layer: Descriptor, path: Path) -> Layer | None:
+async def _lazy(layer: Descriptor, blob: RangeReader) -> Layer | None:
     try:
-        return await _open(layer, path)
+        return await open_layer(blob, layer.annotations)
     except InvalidLayer:
         return None  # no footer, one by chance, or a TOC that leads nowhere: converted, it will be right
 
@@ -140,11 +143,6 @@ async def _annotations(layer: Layer, path: Path) -> Mapping[str, str]:
     return found
 
 
-async def _open(layer: Descriptor, path: Path) -> Layer:
-    return await open_layer(await FileBlob.open(path), layer.annotations)
-
-
-def _is_compressed(path: Path) -> bool:
-    with path.open("rb") as file:
-        magic = file.read(4)
+async def _is_compressed(layer: Incoming) -> bool:
+    magic = await layer.ranges.read(0, min(4, layer.size))
     return magic[:2] == GZIP_MAGIC or magic == ZSTD_MAGIC or (b"\x50" <= magic[:1] <= b"\x5f" and magic[1:] == ZSTD_SKIPPABLE_MAGIC[1:])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from ipfs_store.errors import ImageNotFound
+from ipfs_store.images.model import Incoming
 from ipfs_store.images.sources.files import Files
+from ipfs_store.images.sources.incoming import checking
 from ipfs_store.images.sources.scratch import check_bytes, check_file
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.manifest import MAX_DOCUMENT
@@ -39,25 +41,30 @@ class StoredImage:
     @asynccontextmanager
     async def open_blob(self, descriptor: Descriptor) -> AsyncIterator[Path]:
         """A blob as a file: that of a folder itself, a copy out of an archive; raises ImageNotFound, BlobMismatch, StorageFailed."""
-        opened = self._blob(descriptor)
-        path = await trio.to_thread.run_sync(opened.__enter__)
-        try:
+        async with self._unchecked(descriptor) as path:
+            await trio.to_thread.run_sync(check_file, path, descriptor, self._files.where)
             yield path
-        finally:
-            opened.__exit__(None, None, None)
+
+    @asynccontextmanager
+    async def open_incoming(self, descriptor: Descriptor, nursery: trio.Nursery) -> AsyncIterator[Incoming]:
+        """See ``incoming.Early``."""
+        async with self._unchecked(descriptor) as path, checking(path, descriptor, self._files.where, nursery) as incoming:
+            yield incoming
 
     async def aclose(self) -> None:
         """Close the files."""
         self._files.close()
 
-    @contextmanager
-    def _blob(self, descriptor: Descriptor) -> Iterator[Path]:
+    @asynccontextmanager
+    async def _unchecked(self, descriptor: Descriptor) -> AsyncIterator[Path]:
         file = self._files.open(self._path(descriptor))
         if file is None:
             raise self._missing(descriptor)
-        with file as path:
-            check_file(path, descriptor, self._files.where)
+        path = await trio.to_thread.run_sync(file.__enter__)
+        try:
             yield path
+        finally:
+            file.__exit__(None, None, None)
 
     def _path(self, descriptor: Descriptor) -> str:
         return self._paths.get(descriptor.digest) or f"blobs/sha256/{descriptor.digest.hex}"

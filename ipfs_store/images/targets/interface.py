@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ipfs_store.errors import InvalidInput
-from ipfs_store.images.model import NoProgress, Progress
+from ipfs_store.images.model import NoProgress, Progress, Sink
 from ipfs_store.images.sources.options import scratch_folder
 from ipfs_store.oci import Descriptor, Digest, Index, Reference
 from ipfs_store.oci.manifest import Manifest
@@ -74,6 +74,19 @@ class Target(Protocol):
 
     async def commit(self, images: Sequence[Published]) -> tuple[str, ...]:
         """Make the images visible, the last one last; returns their names."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A target that takes a blob while it is made."""
+
+    def sink(self) -> Sink:
+        """A new blob, which nobody sees before it is kept. Synchronous. Raises what is the target's own."""
+        ...
+
+    async def keep(self, blob: Descriptor, sink: Sink, *, diff_id: Digest | None = None) -> None:
+        """Keep what was written to ``sink``, which is ``blob``; raises BlobMismatch where it is not, StorageFailed, what is the target's own."""
         ...
 
 

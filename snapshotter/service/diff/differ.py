@@ -12,7 +12,8 @@ from typing import BinaryIO, cast
 
 from ipfs_store.oci.media_types import compression_of
 from snapshotter.containerd.connection import Connection, unfinished_lease
-from snapshotter.containerd.content import PIECE, ContentStore
+from snapshotter.containerd.content import ContentStore
+from snapshotter.containerd.ingest import PIECE
 from snapshotter.service.diff.changes import changes
 from snapshotter.service.diff.layer import Written, write_layer
 from snapshotter.service.folders import Mount
