@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 from msgspec.structs import replace
 
 from ipfs_store.errors import InvalidLayer
@@ -17,8 +17,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EMPTY_DIGEST = "sha256:" + hashlib.sha256().hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, gc=False):
     """A chunk, and where in the blob it is."""
 
     offset: int
@@ -32,15 +31,14 @@ class Placed:
     """Of its member or frame."""
 
 
-@dataclass(slots=True, eq=False)
-class File:
+class File(msgspec.Struct, gc=False, eq=False):
     """A regular file with contents on its way into the blob."""
 
     path: str
     header: Header
     digest: str = ""
     """Of all of it; set before its last chunk is placed, empty if the only chunk's is the same."""
-    chunks: list[Placed] = field(default_factory=list)
+    chunks: list[Placed] = msgspec.field(default_factory=list)
 
 
 class Contents:

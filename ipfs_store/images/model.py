@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ipfs_store.cids import Cid
 from ipfs_store.formats.blob import Output, RangeReader, Readable
-from ipfs_store.images.root import RootToc
 from ipfs_store.oci import Descriptor, Digest
+
+if TYPE_CHECKING:
+    from ipfs_store.images.root import RootToc
 
 
 class Image(Protocol):

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from ipfs_store.cids import DAG_CBOR, DAG_PB, RAW, Cid, cid_of, codec_of, format_cid, parse_cid
 from ipfs_store.dag import dagcbor
 from ipfs_store.errors import InvalidDag, InvalidDescriptor, InvalidDigest
+from ipfs_store.formats.names import ROOT_ANNOTATION as ROOT_ANNOTATION  # for whoever deals with roots
 from ipfs_store.nodes.interface import Block
 from ipfs_store.oci import Descriptor, Digest, Platform
 from ipfs_store.oci.media_types import is_index, is_manifest
@@ -21,8 +22,6 @@ KIND = "ipfs-store.image"
 VERSION = 1
 MAX_ROOT = 1 << 20
 """Bytes of the block: what every IPFS node takes. 2,000 layers fit; an image may have 127 a platform."""
-ROOT_ANNOTATION = "org.ipfs-store.image.root"
-"""On the image's descriptor: the CID of its root."""
 
 _MAX_SIZE = (1 << 63) - 1
 

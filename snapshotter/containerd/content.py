@@ -17,7 +17,7 @@ from ipfs_store.errors import BlobMismatch
 from ipfs_store.oci import Digest
 from snapshotter.containerd.connection import Connection
 from snapshotter.containerd.errors import AlreadyExists, ContainerdNotFound, SnapshotterUnavailable
-from snapshotter.containerd.ingest import PIECE, Ingest
+from snapshotter.containerd.ingest import Ingest
 from snapshotter.containerd.protos import content_pb2, introspection_pb2
 from snapshotter.containerd.protos.content_pb2_grpc import ContentStub
 from snapshotter.containerd.protos.introspection_pb2_grpc import IntrospectionStub
@@ -100,8 +100,7 @@ class ContentStore:
         """Store a small blob with ``labels``; False if it was there (it then has the labels too, and the lease)."""
         with self.ingest(digest, len(data), labels) as ingest:
             if ingest is not None:
-                for start in range(0, len(data), PIECE):
-                    ingest.write(data[start : start + PIECE])
+                ingest.write(data)
         return ingest is not None
 
     @contextmanager
@@ -133,12 +132,12 @@ class ContentStore:
 
     def unnamed(self) -> Ingest:
         """Write a blob whose digest is given at its commit. Whoever asks closes and, if it was not committed, aborts it."""
-        return Ingest(self._connection, self._stub, f"ipfs-store-{secrets.token_hex(16)}")
+        return Ingest(self._connection, f"ipfs-store-{secrets.token_hex(16)}")
 
     def _open(self, digest: Digest, size: int, labels: Mapping[str, str]) -> Ingest | None:
         deadline, pause = time.monotonic() + _LOCKED_SECONDS, 0.02
         while True:
-            ingest = Ingest(self._connection, self._stub, f"ipfs-store-{digest}", digest, size)
+            ingest = Ingest(self._connection, f"ipfs-store-{digest}", digest, size)
             try:
                 if not ingest.begin():
                     return ingest

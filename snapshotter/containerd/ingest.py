@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import grpc
 
+from ipfs_store.dag import varint
 from ipfs_store.errors import BlobMismatch
 from ipfs_store.oci import Digest
 from snapshotter.containerd.connection import Connection
@@ -16,24 +17,35 @@ from snapshotter.containerd.protos import content_pb2
 from snapshotter.containerd.protos.content_pb2_grpc import ContentStub
 
 PIECE = 1 << 20
-"""Bytes of one message; containerd takes up to 16 MiB."""
+"""Bytes of a message, about; containerd takes up to 16 MiB."""
 _UNANSWERED = 4
 """Messages on their way: containerd writes one while the next is made."""
+_WRITE = "/containerd.services.content.v1.Content/Write"
+_DATA = (content_pb2.WriteContentRequest.DATA_FIELD_NUMBER << 3 | 2).to_bytes(1, "little")
+"""What stands before the bytes of a message, and their length (protobuf, encoding: a field with a length)."""
 
 
 class Ingest:
-    """A blob on its way in, called ``ref`` meanwhile. Its digest and size may be given at the commit only. Synchronous, for one thread at a time."""
+    """A blob on its way in, called ``ref`` meanwhile. Its digest and size may be given at the commit only. Synchronous, for one thread at a time.
 
-    def __init__(self, connection: Connection, stub: ContentStub, ref: str, digest: Digest | None = None, size: int = 0) -> None:
+    It is also a ``formats.blob.Output``, and what is wrong with what was written may be raised by a later call.
+    """
+
+    def __init__(self, connection: Connection, ref: str, digest: Digest | None = None, size: int = 0) -> None:
         self.ref = ref
         self._connection = connection
-        self._stub = stub
         self._digest = digest
         self._size = size
         self._offset = 0
+        self._parts: list[bytes | memoryview] = []
+        self._kept = 0
         self._unanswered = 0
-        self._requests: queue.SimpleQueue[content_pb2.WriteContentRequest | None] = queue.SimpleQueue()
-        self._responses = iter(stub.Write(iter(self._requests.get, None), metadata=connection.metadata))
+        self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        # Messages are encoded here, so that their bytes are copied once: protobuf would do so three times, 0.1 s of 0.28 for 118 MB.
+        write: grpc.StreamStreamMultiCallable[bytes, content_pb2.WriteContentResponse] = connection.channel.stream_stream(
+            _WRITE, request_serializer=bytes, response_deserializer=content_pb2.WriteContentResponse.FromString
+        )
+        self._responses = iter(write(iter(self._requests.get, None), metadata=connection.metadata))
 
     def begin(self) -> bool:
         """Take the name of the ingest; whether all bytes are there already, and only the commit is missing.
@@ -46,22 +58,38 @@ class Ingest:
         self._offset = self._size
         return True
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append ``data``; what is wrong with it may be raised by a later call."""
-        view = memoryview(data)
-        for start in range(0, len(view), PIECE):
-            piece = bytes(view[start : start + PIECE])
-            self._send(content_pb2.WRITE, piece)
-            self._offset += len(piece)
+    def write(self, data: bytes | memoryview, /) -> int:
+        """Append ``data``, whose bytes stay as they are: sent at once, or with what follows."""
+        for start in range(0, len(data), PIECE):
+            piece = data if len(data) <= PIECE else memoryview(data)[start : start + PIECE]
+            self._parts.append(piece)
+            self._kept += len(piece)
+            if self._kept >= PIECE:
+                self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Send what is left."""
+        if self._kept:
+            self._send(content_pb2.WRITE, self._parts, self._kept)
+            self._offset += self._kept
+            self._parts, self._kept = [], 0
             while self._unanswered > _UNANSWERED:
                 self._answer()
 
-    def restart(self) -> None:
-        """Forget what was written: containerd truncates where it is written to from the beginning again."""
-        self._offset = 0
+    def seek(self, offset: int, /) -> int:
+        """To the beginning: containerd truncates what is written to from there again."""
+        assert not offset, "only the beginning can be gone back to"
+        self._parts, self._kept, self._offset = [], 0, 0
+        return 0
+
+    def truncate(self) -> int:
+        """See ``seek``."""
+        return 0
 
     def commit(self, labels: Mapping[str, str], digest: Digest | None = None, size: int = 0) -> None:
         """End it; containerd compares size and digest, those of the beginning if none are given. Raises BlobMismatch, AlreadyExists."""
+        self.flush()
         self._digest, self._size = digest or self._digest, size or self._size
         if self._offset != self._size:
             raise BlobMismatch(f"blob {self._digest} has {self._offset} bytes, its descriptor says {self._size}")
@@ -86,15 +114,20 @@ class Ingest:
     def abort(self) -> None:
         """Remove what containerd has under ``ref``, once the stream is closed; nothing where it was committed."""
         with suppress(ContainerdNotFound):
-            self._connection.call(self._stub.Abort, content_pb2.AbortRequest(ref=self.ref))
+            self._connection.call(ContentStub(self._connection.channel).Abort, content_pb2.AbortRequest(ref=self.ref))
 
-    def _send(self, action: content_pb2.WriteAction.ValueType, data: bytes = b"", labels: Mapping[str, str] | None = None) -> None:
+    def _send(
+        self,
+        action: content_pb2.WriteAction.ValueType,
+        data: Sequence[bytes | memoryview] = (),
+        size: int = 0,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
         expected = str(self._digest) if self._digest is not None else ""
-        self._requests.put(
-            content_pb2.WriteContentRequest(
-                action=action, ref=self.ref, total=self._size, expected=expected, offset=self._offset, data=data, labels=labels
-            )
-        )
+        request = content_pb2.WriteContentRequest(
+            action=action, ref=self.ref, total=self._size, expected=expected, offset=self._offset, labels=labels
+        ).SerializeToString()
+        self._requests.put(b"".join((request, _DATA, varint.encode(size), *data)) if size else request)
         self._unanswered += 1
 
     def _answer(self) -> content_pb2.WriteContentResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,7 +99,7 @@ class ContainerdTarget:
 
         def work() -> None:
             try:
-                sink.ingest.commit(told, blob.digest, blob.size)
+                sink.file.commit(told, blob.digest, blob.size)
             except AlreadyExists:
                 add_to_lease(self._connection, kind="content", name=str(blob.digest))
                 if told:
@@ -132,49 +133,21 @@ class ContainerdTarget:
         return True
 
 
+@dataclass(frozen=True, slots=True)
 class ContainerdSink:
-    """See ``ipfs_store.images.model.Sink``; also the ``Output`` that it has."""
+    """See ``ipfs_store.images.model.Sink``."""
 
-    path = None
-
-    def __init__(self, ingest: Ingest) -> None:
-        self.ingest = ingest
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    @property
-    def file(self) -> ContainerdSink:
-        """What takes the bytes."""
-        return self
-
-    def write(self, data: bytes, /) -> int:
-        """Send ``data``, or keep it until there is enough for a message; raises ContainerdUnavailable, StorageFailed."""
-        self._parts.append(data)
-        self._size += len(data)
-        if self._size >= PIECE:
-            self.flush()
-        return len(data)
-
-    def seek(self, offset: int, /) -> int:
-        """To the beginning."""
-        assert not offset, "only the beginning can be gone back to"
-        self._parts, self._size = [], 0
-        self.ingest.restart()
-        return 0
-
-    def truncate(self) -> int:
-        """Done with the first byte that is written again."""
-        return 0
+    file: Ingest
+    path: None = None
 
     def flush(self) -> None:
-        """Send what was kept."""
-        self.ingest.write(b"".join(self._parts))
-        self._parts, self._size = [], 0
+        """Raises ContainerdUnavailable, StorageFailed."""
+        self.file.flush()
 
     def close(self) -> None:
         """Nothing of it is left in containerd, unless it was kept."""
-        self.ingest.close()
-        self.ingest.abort()
+        self.file.close()
+        self.file.abort()
 
 
 def _suffixed(name: str, suffix: str) -> str:

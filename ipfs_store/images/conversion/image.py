@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 import trio
 
 from ipfs_store.errors import BlobMismatch, InvalidDescriptor, InvalidInput, InvalidLayer
-from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_OBJECT
+from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST, ANNOTATION_TOC_OBJECT, ROOT_ANNOTATION
 from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.conversion.tocs import TOC_SUFFIX, toc_descriptor, toc_diff_id, toc_image
 from ipfs_store.images.model import Convert, ConvertedLayer, Image, Incoming, NoProgress, Progress
-from ipfs_store.images.root import ROOT_ANNOTATION
 from ipfs_store.images.sources.incoming import open_incoming
 from ipfs_store.images.targets.interface import Published, Streaming, Target
 from ipfs_store.oci import Descriptor, Digest, Platform

@@ -15,11 +15,7 @@ from ipfs_store.cids import Cid, parse_cid
 from ipfs_store.errors import ImageNotFound, InvalidInput
 from ipfs_store.extensions import entry_points, load
 from ipfs_store.images.model import Image
-from ipfs_store.images.sources.docker import open_docker_archive
-from ipfs_store.images.sources.files import Archive, Files, Folder
-from ipfs_store.images.sources.layout import open_layout
 from ipfs_store.images.sources.options import SourceOptions
-from ipfs_store.images.sources.stored import StoredImage
 
 EXTENSIONS = "ipfs_store.sources"
 KINDS = ("oci", "oci-archive", "docker-archive", "docker", "ipfs")
@@ -63,23 +59,23 @@ def _open(kind: str | None, text: str, options: SourceOptions) -> Image | str | 
         return text
     if kind == "ipfs":
         return parse_cid(text)
-    if kind == "oci":
-        return _layout(*_split_name(text, "folder"))
-    if kind == "oci-archive":
-        return _archive(*_split_name(text, "file"), options, open_layout)
-    if kind == "docker-archive":
-        return _archive(*_split_name(text, "file"), options, open_docker_archive)
-    if kind:
+    if kind and kind not in KINDS:
         return _extension(kind, text, options)
+    from ipfs_store.images.sources import local  # 40 ms that what is elsewhere does not need
+
+    if kind == "oci":
+        return local.open_folder(*_split_name(text, "folder"))
+    if kind in ("oci-archive", "docker-archive"):
+        return local.open_archive(*_split_name(text, "file"), options, docker=kind == "docker-archive")
     if _exists(text):
-        return _by_content(Path(text), "", options)
+        return local.open_path(Path(text), "", options)
     if looks_like_a_cid(text):
         return parse_cid(text)
     path, _, name = text.partition(":")
     if not _looks_like_a_path(path):
         return text
     if name and _exists(path):
-        return _by_content(Path(path), name, options)
+        return local.open_path(Path(path), name, options)
     raise ImageNotFound(f"{text[:300]}: no such file or folder")
 
 
@@ -123,44 +119,6 @@ def _exists(path: str) -> bool:
 
 def _looks_like_a_path(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or text in (".", "..") or text.lower().endswith(_ARCHIVES)
-
-
-def _layout(path: Path, name: str) -> Image:
-    if not path.is_dir():
-        raise InvalidInput(f"{path} is no folder", hint=f"for a layout in a tar: oci-archive:{path}")
-    return _opened(Folder(path), name, open_layout)
-
-
-def _archive(path: Path, name: str, options: SourceOptions, opener: Callable[[Files, str], StoredImage]) -> Image:
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder, and no archive", hint=f"for a layout: oci:{path}")
-    return _opened(Archive(path, options.folder), name, opener)
-
-
-def _by_content(path: Path, name: str, options: SourceOptions) -> Image:
-    if path.is_dir():
-        if not (path / "oci-layout").exists() and not (path / "index.json").exists():
-            raise InvalidInput(f"{path} is a folder, but no OCI layout: it has neither oci-layout nor index.json")
-        return _opened(Folder(path), name, open_layout)
-    archive = Archive(path, options.folder)
-    # `docker save` since 25 and `ctr image export` write both; the layout says more (media types, platforms).
-    if "index.json" in archive and ("oci-layout" in archive or "manifest.json" not in archive):
-        return _opened(archive, name, open_layout)
-    if "manifest.json" in archive or "repositories" in archive:
-        return _opened(archive, name, open_docker_archive)
-    archive.close()
-    raise InvalidInput(
-        f"{path} is a tar, but no image: it has neither index.json nor manifest.json",
-        hint="a root file system becomes an image with `umoci` or `docker import`",
-    )
-
-
-def _opened(files: Files, name: str, opener: Callable[[Files, str], StoredImage]) -> Image:
-    try:
-        return opener(files, name)
-    except BaseException:
-        files.close()
-        raise
 
 
 async def _registry(text: str, options: SourceOptions) -> Image:

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ipfs_store.images.model import NoProgress, Progress
-from ipfs_store.nodes.interface import Node
+
+if TYPE_CHECKING:
+    from ipfs_store.nodes.interface import Node
 
 
 def scratch_folder() -> Path:

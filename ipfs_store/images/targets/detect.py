@@ -11,9 +11,7 @@ import trio
 
 from ipfs_store.errors import InvalidInput
 from ipfs_store.extensions import entry_points, load
-from ipfs_store.images.targets.archive import ArchiveTarget
 from ipfs_store.images.targets.interface import Target, TargetOptions
-from ipfs_store.images.targets.layout import LayoutTarget
 
 EXTENSIONS = "ipfs_store.targets"
 KINDS = ("oci", "oci-archive", "docker-archive", "docker")
@@ -48,6 +46,9 @@ async def open_target(text: str, options: TargetOptions | None = None) -> AsyncI
 
 @asynccontextmanager
 async def _local(kind: str, text: str, options: TargetOptions) -> AsyncIterator[Target]:
+    from ipfs_store.images.targets.archive import ArchiveTarget
+    from ipfs_store.images.targets.layout import LayoutTarget
+
     path, _, name = text.partition(":")
     target = (
         LayoutTarget(Path(path), name, options)
