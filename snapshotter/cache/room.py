@@ -85,6 +85,23 @@ class Room:
         """Bytes that are unlinked and still taken."""
         return self._held.bytes
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing is taken for the moment, since nothing can go."""
+        return bool(self._refuse_until) and time.monotonic() < self._refuse_until
+
+    def retry(self) -> None:
+        """Something may go now that could not before."""
+        self._refuse_until = 0.0
+
+    def could_take(self) -> int:
+        """Bytes that there would be room for if all went that is here under a name."""
+        most = self.max_bytes - self._held.bytes
+        if self._folder is not None:
+            status = os.statvfs(self._folder)
+            most = min(most, self._used + status.f_bavail * status.f_frsize - self.reserve)
+        return max(most, 0)
+
     def counted(self, size: int) -> None:
         """``size`` bytes were found at the start."""
         with self._lock:
@@ -93,7 +110,7 @@ class Room:
     def take(self, size: int) -> None:
         """Have room for a file of ``size`` bytes; raises StorageFailed if there is none, whatever is evicted."""
         size = on_disk(size)
-        if self._refuse_until and time.monotonic() < self._refuse_until:
+        if self.full:
             raise StorageFailed(_FULL, hint=_MORE)
         with self._lock:
             self._used += size

@@ -19,6 +19,7 @@ Examples:
   ipfs-snapshotter --config F                    with another configuration
   ipfs-snapshotter config > F                    write a configuration to begin with
   ipfs-snapshotter status                        what is mounted, and what was fetched
+  ipfs-snapshotter pin IMAGE                     keep an image whole in the cache
   ipfs-snapshotter stop                          end the daemon; containers keep their files
   ipfs-snapshotter stop --unmount                end everything, unless containers use it
 """
@@ -108,8 +109,63 @@ def _amounts(of: dict[str, Any]) -> str:
     modes = "+".join(of["modes"]) or "not mounted"
     return (
         f"{of['layers']} layers ({of['layers_lazy']} lazy, {modes}), {of['bytes']:,} bytes, cached {of['bytes_cached']:,}, "
-        f"fetched {of['bytes_fetched']:,}, {of['reads_waiting']} reads wait"
+        f"fetched {of['bytes_fetched']:,}, {of['reads_waiting']} reads wait{_pinned(of)}"
     )
+
+
+def _pinned(of: dict[str, Any]) -> str:
+    if not of["pinned"]:
+        return ""
+    return (
+        f", pinned, {of['pin_left']:,} bytes to come" + (f": {of['pin_error']}" if of["pin_error"] else "")
+        if of["pin_left"]
+        else ", pinned"
+    )
+
+
+@cli.command()
+@click.argument("image")
+@click.option("--namespace", "-n", default="default", envvar="CONTAINERD_NAMESPACE", help="containerd's, for names that only it knows.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until all is fetched.")
+@click.pass_obj
+def pin(config_path: Path | None, image: str, namespace: str, no_wait: bool) -> None:
+    """Keep an image whole in the cache: fetch all of it, and evict none of it until `unpin`, or until the image is removed.
+
+    IMAGE: its name, chain ID, or the digest or CID of a layer. Ctrl-C ends the waiting, not the fetching.
+    """
+    from snapshotter.daemon import pinning
+    from snapshotter.daemon.config import load_config
+
+    config = load_config(config_path)
+    layers = pinning.pin(config, image, namespace)
+    if no_wait:
+        click.echo(f"{image}: {len(layers)} layers are pinned, and fetched in the background")
+        return
+    terminal = sys.stderr.isatty()
+
+    def show(left: int) -> None:
+        if terminal:
+            click.echo(f"\r{left:>16,} bytes to come", err=True, nl=False)
+
+    try:
+        pinning.follow(config, layers, show)
+    finally:
+        if terminal:
+            click.echo(err=True)
+    click.echo(f"{image}: {len(layers)} layers are pinned, and here completely")
+
+
+@cli.command()
+@click.argument("image")
+@click.option("--namespace", "-n", default="default", envvar="CONTAINERD_NAMESPACE", help="containerd's, for names that only it knows.")
+@click.pass_obj
+def unpin(config_path: Path | None, image: str, namespace: str) -> None:
+    """Let the cache evict an image again. Give the name that it was pinned by."""
+    from snapshotter.daemon import pinning
+    from snapshotter.daemon.config import load_config
+
+    layers = pinning.unpin(load_config(config_path), image, namespace)
+    click.echo(f"{image}: {len(layers)} layers are not pinned by this name any more")
 
 
 @cli.command()

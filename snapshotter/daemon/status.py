@@ -22,7 +22,7 @@ _IMAGE = "containerd.io/snapshot/cri.image-ref"
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
     """A snapshot, as far as it is told of."""
 
     id: int
@@ -42,7 +42,7 @@ def status(config: Config) -> dict[str, Any]:
     """Everything; plain values, sizes in bytes, times in seconds. Asks whoever runs, and works where nobody does."""
     root = Path(config.root)
     plane = data_plane(config)
-    rows = _snapshots(root)
+    rows = snapshots(root)
     said: Status | None = None
     with contextlib.suppress(DataPlaneGone):
         said = plane.status(cached=True)
@@ -105,6 +105,9 @@ def _layer(layer: LayerStatus) -> dict[str, Any]:
         "files_touched": layer.files_opened,
         "cache_hits": layer.hits,
         "cache_misses": layer.misses,
+        "pinned": layer.pinned,
+        "pin_left": layer.pin_left,
+        "pin_error": layer.pin_error,
         "waiting": [
             {"offset": wait.offset, "seconds": wait.age, "readers": wait.readers, "attempts": wait.attempts, "reason": wait.reason}
             for wait in layer.waiting
@@ -112,22 +115,22 @@ def _layer(layer: LayerStatus) -> dict[str, Any]:
     }
 
 
-def _images(rows: dict[int, _Row], layers: dict[int, LayerStatus]) -> Iterator[dict[str, Any]]:
+def _images(rows: dict[int, Row], layers: dict[int, LayerStatus]) -> Iterator[dict[str, Any]]:
     """Chains of committed snapshots that nothing committed stands on and that have a layer out of IPFS."""
     below = {row.parent for row in rows.values() if row.kind is Kind.COMMITTED}
     for row in rows.values():
         if row.kind is not Kind.COMMITTED or row.id in below:
             continue
-        chain = _chain(rows, row)
+        chain = chain_of(rows, row)
         if any(one.cid for one in chain):
-            yield {"image": _image(chain), "snapshot": row.name, **_sums(chain, layers)}
+            yield {"image": image_of(chain), "snapshot": row.name, **_sums(chain, layers)}
 
 
-def _containers(root: Path, rows: dict[int, _Row], layers: dict[int, LayerStatus]) -> Iterator[dict[str, Any]]:
+def _containers(root: Path, rows: dict[int, Row], layers: dict[int, LayerStatus]) -> Iterator[dict[str, Any]]:
     """Active snapshots and views on layers out of IPFS."""
     mounted = {line.path: line.kind for line in mount_lines()}
     for row in rows.values():
-        chain = _chain(rows, row)
+        chain = chain_of(rows, row)
         if row.kind is Kind.COMMITTED or not any(one.cid for one in chain):
             continue
         namespace, _, rest = row.name.partition("/")  # containerd: NAMESPACE/NUMBER/KEY
@@ -136,14 +139,14 @@ def _containers(root: Path, rows: dict[int, _Row], layers: dict[int, LayerStatus
             "container": rest.partition("/")[2] or row.name,
             "namespace": namespace if rest else "",
             "kind": row.kind.name.lower(),
-            "image": _image(chain),
+            "image": image_of(chain),
             # Native roots are mounted by us; portable ones by containerd, out of folders of the FUSE mount.
             "mount": f"{mounted[ours]} at {ours}" if ours in mounted else "by containerd",
             **_sums(chain, layers),
         }
 
 
-def _sums(chain: list[_Row], layers: dict[int, LayerStatus]) -> dict[str, Any]:
+def _sums(chain: list[Row], layers: dict[int, LayerStatus]) -> dict[str, Any]:
     found = [layers[one.id] for one in chain if one.id in layers]
     return {
         "layers": len(chain),
@@ -154,10 +157,13 @@ def _sums(chain: list[_Row], layers: dict[int, LayerStatus]) -> dict[str, Any]:
         "bytes_cached": sum(layer.cached or 0 for layer in found),
         "bytes_fetched": sum(layer.fetched for layer in found),
         "reads_waiting": sum(len(layer.waiting) for layer in found),
+        "pinned": bool(found) and all(layer.pinned for layer in found),
+        "pin_left": sum(layer.pin_left or 0 for layer in found),
+        "pin_error": next((layer.pin_error for layer in found if layer.pin_error), ""),
     }
 
 
-def _chain(rows: dict[int, _Row], row: _Row) -> list[_Row]:
+def chain_of(rows: dict[int, Row], row: Row) -> list[Row]:
     """The snapshot's layers, the uppermost first; an active one's own folder is no layer."""
     chain = [row] if row.kind is Kind.COMMITTED else []
     parent = row.parent
@@ -167,15 +173,17 @@ def _chain(rows: dict[int, _Row], row: _Row) -> list[_Row]:
     return chain
 
 
-def _image(chain: list[_Row]) -> str:
+def image_of(chain: list[Row]) -> str:
+    """What the image was called when it was pulled; empty if nobody said."""
     return next((one.labels[_IMAGE] for one in chain if one.labels.get(_IMAGE)), "")
 
 
-def _snapshots(root: Path) -> dict[int, _Row]:
+def snapshots(root: Path) -> dict[int, Row]:
+    """All that the daemon has noted, by number."""
     path = root / "state.db"
     if not path.exists():
         return {}
     decode = msgspec.json.Decoder(dict[str, str]).decode
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         found = db.execute("SELECT id, name, parent, kind, labels, cid FROM snapshots ORDER BY id").fetchall()
-    return {one[0]: _Row(one[0], one[1], one[2], Kind(one[3]), decode(one[4]), one[5]) for one in found}
+    return {one[0]: Row(one[0], one[1], one[2], Kind(one[3]), decode(one[4]), one[5]) for one in found}

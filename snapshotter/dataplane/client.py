@@ -38,6 +38,7 @@ from snapshotter.dataplane.control import (
     Failed,
     Lines,
     Mount,
+    Pin,
     Request,
     Status,
     Unmount,
@@ -55,6 +56,8 @@ START_TIMEOUT = 60.0
 """Seconds for a new process to serve: imports and the mount take half a second, a busy machine much longer."""
 ANSWER_TIMEOUT = 10.0
 """Seconds for everything that is answered from memory."""
+PIN_TIMEOUT = 60.0
+"""Seconds for looking which files of an image are on the disk: a second for 100,000, more where the disk is slow."""
 LOOK_AGAIN = 0.05
 """Seconds between two looks at whether the next data plane serves: it takes half a second."""
 STOP_TIMEOUT = 10.0
@@ -229,6 +232,13 @@ class DataPlane:
         """
         done = self._done(Chain(tuple(layers)), timeout + ANSWER_TIMEOUT)
         return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
+
+    def pin(self, name: str, layers: Sequence[int], *, pinned: bool = True) -> None:
+        """Have layers that are mounted kept whole for ``name``, or no longer; they are fetched in the background (`status`).
+
+        Raises DataPlaneFailed (they cannot fit), DataPlaneGone.
+        """
+        self._done(Pin(name, tuple(layers), pinned), PIN_TIMEOUT)
 
     def unmount(self, layer: int) -> None:
         """Let go of the layer; nothing happens if it is not mounted, or nobody is there who could have mounted it."""

@@ -44,6 +44,15 @@ class Chain(msgspec.Struct, frozen=True, tag="chain", tag_field="op"):
     """The lowest first."""
 
 
+class Pin(msgspec.Struct, frozen=True, tag="pin", tag_field="op"):
+    """Keep layers whole, or (``pinned`` false) let go of them."""
+
+    name: str
+    """For whom: they stay until the last has let go."""
+    layers: tuple[int, ...]
+    pinned: bool = True
+
+
 class Check(msgspec.Struct, frozen=True, tag="check", tag_field="op"):
     """Is this layer mounted?"""
 
@@ -61,7 +70,7 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt", tag_field="op"):
     """From a new holder, after the one before was lost: hand over the FUSE connection, and a channel."""
 
 
-Request = Mount | Unmount | Chain | Check | Ask | Adopt
+Request = Mount | Unmount | Chain | Pin | Check | Ask | Adopt
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", tag_field="answer"):
@@ -117,6 +126,11 @@ class LayerStatus(msgspec.Struct, frozen=True):
     mode: str = "portable"
     cached: int | None = None
     """Bytes of its files that are on disk, where that was asked for."""
+    pinned: bool = False
+    pin_left: int | None = None
+    """Bytes on disk that are missing of a pinned layer; None: not known yet."""
+    pin_error: str = ""
+    """Why they are missing, if not because it takes its time."""
 
 
 class Status(msgspec.Struct, frozen=True, tag="status", tag_field="answer"):

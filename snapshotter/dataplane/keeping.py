@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from ipfs_store.errors import StorageFailed
-from snapshotter.cache import ChunkCache, ContentStore
+from snapshotter.cache import ChunkCache, ContentStore, on_disk
 from snapshotter.metadata import ContentIndex
 from snapshotter.metadata.index import NO_DIGEST
 
@@ -17,6 +19,18 @@ Chunks = dict[int, bytes]
 """Verified chunks by their index in the layer's table."""
 SMALL = 1 << 20
 """Bytes up to which a file is fetched whole when it is looked up, and comes to the store in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What of a layer is not on the disk."""
+
+    chunks: Sequence[int]
+    """In the order of the blob."""
+    left: int
+    """Bytes on disk that they will take."""
+    total: int
+    """The same of the whole layer."""
 
 
 class Keeper(Protocol):
@@ -34,9 +48,20 @@ class Keeper(Protocol):
         """Whether it is worth the work to decompress these, which nobody asked for."""
         ...
 
+    def missing(self) -> Missing:
+        """What is to be fetched for all of the layer to be here."""
+        ...
+
+    def apart(self) -> Sequence[Sequence[int]]:
+        """Of what is missing: chunks that are of no use but together."""
+        ...
+
 
 class Table(Protocol):
     """What a `ChunkKeeper` needs of a table of chunks."""
+
+    @property
+    def by_stream(self) -> Sequence[int]: ...  # noqa: D102
 
     @property
     def chunk_size(self) -> Sequence[int]: ...  # noqa: D102
@@ -74,6 +99,23 @@ class ChunkKeeper:
         """See `Keeper`."""
         return not all(self._cache.has(self._table.digest(index), self._scope) for index in indices)
 
+    def missing(self) -> Missing:
+        """See `Keeper`. Chunks without digests are never kept, so they do not count."""
+        table = self._table
+        sizes = {digest: table.chunk_size[index] for index in table.by_stream if (digest := table.digest(index)) != NO_DIGEST}
+        lacking = {digest for digest in sizes if not self._cache.has(digest, self._scope)}
+        left = sum(on_disk(sizes[digest]) for digest in lacking)
+        chunks = array("I")
+        for index in table.by_stream:
+            if (digest := table.digest(index)) in lacking:
+                chunks.append(index)
+                lacking.remove(digest)  # once for all files that have it
+        return Missing(chunks, left, sum(map(on_disk, sizes.values())))
+
+    def apart(self) -> Sequence[Sequence[int]]:
+        """See `Keeper`."""
+        return ()
+
 
 class ContentKeeper:
     """Contents by id: small ones when they are complete, large ones chunk by chunk."""
@@ -81,6 +123,8 @@ class ContentKeeper:
     def __init__(self, store: ContentStore, index: ContentIndex) -> None:
         self._store = store
         self._index = index
+        self._holes = index.kind == "zstd:chunked"  # no other format has them
+        self._pieces: dict[int, int] = {}
 
     def get(self, indices: Sequence[int]) -> Chunks:
         """See `Keeper`."""
@@ -92,7 +136,7 @@ class ContentKeeper:
             if digest == NO_DIGEST:
                 continue
             offset, size = index.chunk_file_offset[chunk], index.chunk_size[chunk]
-            data = self._store.read_chunk(index.id(number), index.count[number], chunk - index.first[number], offset, size, digest)
+            data = self._store.read_chunk(index.id(number), self._count(number), chunk - index.first[number], offset, size, digest)
             if data is not None:
                 found[chunk] = data
         return found
@@ -112,9 +156,9 @@ class ContentKeeper:
                 elif all(other in chunks for other in index.all_chunks(number)):
                     self._store.put(index.id(number), [chunks[other] for other in index.all_chunks(number)])
                     done.add(number)
-                elif index.size[number] > SMALL and index.digest(chunk) != NO_DIGEST:
+                elif index.size[number] > SMALL:
                     first, offset = index.first[number], index.chunk_file_offset[chunk]
-                    self._store.write_chunk(index.id(number), index.size[number], count, chunk - first, offset, data)
+                    self._store.write_chunk(index.id(number), index.size[number], self._count(number), chunk - first, offset, data)
         except StorageFailed as error:
             self._store.room.say_once(error.message)
 
@@ -123,3 +167,34 @@ class ContentKeeper:
         index = self._index
         numbers = {index.chunk_content[chunk] for chunk in indices}
         return any(index.count[number] == 1 and not self._store.has(index.id(number)) for number in numbers)
+
+    def missing(self) -> Missing:
+        """See `Keeper`."""
+        index = self._index
+        lacking = bytearray(index.contents)
+        left = total = 0
+        for number, size in enumerate(index.size):
+            total += on_disk(size)
+            if self._count(number) and not self._store.has(index.id(number)):
+                lacking[number] = 1
+                left += on_disk(size)
+        chunks = array("I")
+        if left:
+            chunks.extend(chunk for chunk in index.by_stream if lacking[index.chunk_content[chunk]] and not index.is_hole(chunk))
+        return Missing(chunks, left, total)
+
+    def apart(self) -> Sequence[Sequence[int]]:
+        """See `Keeper`: small files of several chunks, which come to the store in one piece."""
+        index = self._index
+        small = [number for number, count in enumerate(index.count) if count > 1 and index.size[number] <= SMALL]
+        return [index.all_chunks(number) for number in small if self._count(number) and not self._store.has(index.id(number))]
+
+    def _count(self, number: int) -> int:
+        """How many chunks of the content have to be fetched: holes are none."""
+        count = self._index.count[number]
+        if not self._holes or not count:
+            return count
+        pieces = self._pieces.get(number)
+        if pieces is None:
+            pieces = self._pieces[number] = sum(not self._index.is_hole(chunk) for chunk in self._index.all_chunks(number))
+        return pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,11 @@ class MountedLayer(Readable):
 
     number: int
     tree: LayerTree
+
+    @property
+    def key(self) -> str:
+        """Names the layer whatever number it has."""
+        return hashlib.sha256(b"\0".join((self.scope, self.cid.encode(), self.toc_digest.encode()))).hexdigest()
 
     @property
     def identity(self) -> int:

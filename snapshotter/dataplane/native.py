@@ -130,13 +130,15 @@ class NativeLayers:
                 await self._workers.run(ChainJob(folder, images))
         return folder / IMAGE
 
-    def unmount(self, number: int) -> None:
-        """Stop serving the layer, unless it has another number too; nothing happens if it is not mounted."""
+    def unmount(self, number: int) -> str:
+        """Stop serving the layer, unless it has another number too; its key if it is served no more."""
         for key, layer in list(self._contents.layers.items()):
             layer.numbers.discard(number)
             if not layer.numbers:
                 del self._contents.layers[key]
                 self.kept.touch(key)
+                return key
+        return ""
 
     async def _find_or_build(self, request: Mount, name: str, scope: Scope, counters: Counters) -> ContentIndex:
         kept = await trio.to_thread.run_sync(self.kept.find, name, scope)

@@ -71,7 +71,11 @@ class ChunkReader:
             pieces.append(memoryview(chunks[index])[max(start - at, 0) : end - at])
         return b"".join(pieces)
 
-    async def _get(self, layer: Readable, wanted: Sequence[int]) -> Chunks:
+    async def bring(self, layer: Readable, wanted: Sequence[int], priority: Priority) -> Chunks:
+        """These chunks, verified, and what lies in the same leaves kept; raises as `read`."""
+        return await self._get(layer, wanted, priority)
+
+    async def _get(self, layer: Readable, wanted: Sequence[int], priority: Priority = Priority.DEMAND) -> Chunks:
         found = self._in_memory(layer, wanted)
         missing = [index for index in wanted if index not in found]
         if missing:
@@ -87,7 +91,7 @@ class ChunkReader:
             missing = [index for index in wanted if index not in found]
             if not missing:
                 return found
-            await self._fetch_all(layer, missing, found)
+            await self._fetch_all(layer, missing, found, priority)
         for index in wanted:
             if index not in found:
                 raise ChunkMismatch(
@@ -104,18 +108,18 @@ class ChunkReader:
                 found[index] = data
         return found
 
-    async def _fetch_all(self, layer: Readable, missing: Sequence[int], found: Chunks) -> None:
+    async def _fetch_all(self, layer: Readable, missing: Sequence[int], found: Chunks, priority: Priority) -> None:
         """All runs at once; the first error cancels the others and is raised as itself."""
         jobs: dict[Key, Job] = {(layer.generation, run.start): partial(self._fetch, layer, run) for run in self._plan(layer, missing)}
         if len(jobs) == 1:
-            found |= await self._fly(layer, *jobs.popitem())
+            found |= await self._fly(layer, *jobs.popitem(), priority)
             return
         errors: list[Exception] = []
 
         async def one(key: Key, job: Job) -> None:
             nonlocal found
             try:
-                found |= await self._fly(layer, key, job)
+                found |= await self._fly(layer, key, job, priority)
             except Exception as error:  # noqa: BLE001 - raised below, out of the group that a nursery would make of it
                 errors.append(error)
                 nursery.cancel_scope.cancel()
@@ -126,8 +130,8 @@ class ChunkReader:
         if errors:
             raise errors[0]
 
-    async def _fly(self, layer: Readable, key: Key, job: Job) -> Chunks:
-        return await self.scheduler.fetch(key, job, group=layer.generation, priority=Priority.DEMAND)
+    async def _fly(self, layer: Readable, key: Key, job: Job, priority: Priority) -> Chunks:
+        return await self.scheduler.fetch(key, job, group=layer.generation, priority=priority)
 
     def _plan(self, layer: Readable, missing: Sequence[int]) -> list[_Run]:
         """What brings these chunks: fetches that are under way, and others."""

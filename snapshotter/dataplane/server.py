@@ -38,6 +38,7 @@ from snapshotter.dataplane.control import (
     Failed,
     LayerStatus,
     Mount,
+    Pin,
     Request,
     Status,
     Unmount,
@@ -47,6 +48,8 @@ from snapshotter.dataplane.keeping import ChunkKeeper, Chunks
 from snapshotter.dataplane.layers import Blob, Counters, MountedLayer, NativeLayer, Opened, Readable
 from snapshotter.dataplane.native import NativeLayers
 from snapshotter.dataplane.operations import LayerOperations
+from snapshotter.dataplane.pins import Pin as PinState
+from snapshotter.dataplane.pins import Pinnable, Pins
 from snapshotter.dataplane.reader import ChunkReader, Key
 from snapshotter.dataplane.registry import Registry
 from snapshotter.dataplane.session import Holder, Session
@@ -128,6 +131,7 @@ class DataPlaneServer:
             per_namespace=settings.cache_scope == "namespace", verify=settings.verify_cache,
         )  # fmt: skip
         self._waiters = waiters
+        self._pins = Pins(settings.cache / "pins", room, reader, self._threads, self._distinct)
         room.candidates = self._evictable
         self._operations = LayerOperations(reader, contents, waiters, give_up=settings.give_up)
         self._session = Session(self._operations)
@@ -164,6 +168,7 @@ class DataPlaneServer:
             nursery.start_soon(self._operations.watch_killed)
             nursery.start_soon(self._waiters.watch)
             nursery.start_soon(self._native.run)
+            nursery.start_soon(self._pins.run)
             nursery.start_soon(trio.serve_listeners, self._converse, [listener])
             nursery.start_soon(self._heed_signals)
             nursery.start_soon(trio.to_thread.run_sync, self._tune)
@@ -273,6 +278,9 @@ class DataPlaneServer:
             case Unmount():
                 await self._unmount(request.layer)
                 return Done()
+            case Pin():
+                await self._pin(request)
+                return Done()
             case Chain():
                 return self._native_answer(await self._native.chain(request.layers))
             case Check():
@@ -300,6 +308,7 @@ class DataPlaneServer:
         """Serve the layer, if it is not served already; raises IpfsStoreError."""
         if request.mode == "native":
             image = await self._native.mount(request)
+            self._pins.look()
             return self._native_answer(image)
         there = self._operations.layers.get(request.layer)
         if there is None:
@@ -334,6 +343,7 @@ class DataPlaneServer:
             content=opened.tree.content,
             scope=scope,
         )
+        self._pins.look()
         _log.info("layer %d: %s (ipfs://%s), %d entries", request.layer, request.digest, request.cid, opened.tree.nodes)
 
     async def _unmount(self, number: int) -> None:
@@ -341,9 +351,26 @@ class DataPlaneServer:
         async with self._changes(number):
             self._registry.forget(number)
             self._settled(number)
-            self._native.unmount(number)
-            if self._operations.layers.pop(number, None) is not None:
+            gone = self._native.unmount(number)
+            portable = self._operations.layers.pop(number, None)
+            if portable is not None:
+                gone = portable.key
                 pyfuse3.invalidate_entry_async(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(str(number).encode()), ignore_enoent=True)
+
+            self._store.room.retry()
+            if gone and all(layer.key != gone for layer in self._distinct()):
+                self._pins.forget(gone)
+
+    async def _pin(self, request: Pin) -> None:
+        mounted = dict(self._layers())
+        missing = [number for number in request.layers if number not in mounted]
+        if missing or not request.layers:
+            raise StorageFailed(f"layer {missing[0] if missing else 'of nothing'} is not mounted, and cannot be pinned")
+        layers = [mounted[number] for number in request.layers]
+        if request.pinned:
+            await self._pins.pin(request.name, layers)
+        else:
+            self._pins.unpin(request.name, layers)
 
     def _changes(self, number: int) -> AbstractAsyncContextManager[None]:
         return self._changing.setdefault(number, trio.Lock())
@@ -366,7 +393,7 @@ class DataPlaneServer:
             cache_bytes=self._store.room.used + self._store.room.held,
             rss_bytes=_rss(),
             layers=[
-                _layer_status(number, layer, waiting.get(layer.generation, []), size)
+                _layer_status(number, layer, waiting.get(layer.generation, []), size, self._pins.of(layer))
                 for (number, layer), size in zip(layers, sizes, strict=True)
             ],
             no_verity=self._native.no_verity,
@@ -376,11 +403,15 @@ class DataPlaneServer:
         """In a thread, while layers come and go."""
         native = {layer.key: layer.index for layer in self._native}
         portable = list(self._operations.layers.values())
-        return evictable(self._store, self._chunks, self._native.kept, native=native, portable=portable)
+        return evictable(self._store, self._chunks, self._native.kept, native=native, portable=portable, pinned=self._pins.keys)
 
-    def _layers(self) -> list[tuple[int, Readable]]:
-        native = [(number, layer) for layer in self._native for number in layer.numbers]
+    def _layers(self) -> list[tuple[int, Pinnable]]:
+        native: list[tuple[int, Pinnable]] = [(number, layer) for layer in self._native for number in layer.numbers]
         return sorted([*self._operations.layers.items(), *native], key=lambda item: item[0])
+
+    def _distinct(self) -> list[Pinnable]:
+        """Each layer once, whatever numbers it has; for pins."""
+        return list({layer.key: layer for _, layer in self._layers()}.values())
 
 
 def serve(settings: Settings, source: Callable[[], AbstractAsyncContextManager[LayerSource]], end: socket.socket, connection: int) -> None:
@@ -406,7 +437,7 @@ async def _listen(path: Path) -> trio.SocketListener:
     return trio.SocketListener(listening)
 
 
-def _layer_status(number: int, layer: Readable, waiting: list[Wait], cached: int | None) -> LayerStatus:
+def _layer_status(number: int, layer: Readable, waiting: list[Wait], cached: int | None, pin: PinState | None) -> LayerStatus:
     counters = layer.counters
     return LayerStatus(
         layer=number,
@@ -422,6 +453,9 @@ def _layer_status(number: int, layer: Readable, waiting: list[Wait], cached: int
         waiting=waiting,
         mode="native" if isinstance(layer, NativeLayer) else "portable",
         cached=cached,
+        pinned=pin is not None,
+        pin_left=pin.left if pin else None,
+        pin_error=pin.error if pin else "",
     )
 
 

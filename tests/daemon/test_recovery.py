@@ -302,6 +302,38 @@ def test_a_container_that_waits_for_a_network_that_is_away_can_be_killed_and_rem
     on_stage.serve(port)
 
 
+def test_a_pinned_image_is_here_completely_and_stays_pinned_over_a_reboot(on_stage: Stage, containerd: PrivateContainerd) -> None:
+    def said(*command: str) -> str:
+        done = on_stage.daemon(*command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert said("pin", "lazy") == "lazy: 2 layers are pinned, and here completely\n"
+    (image,) = on_stage.status()["images"]
+    assert (image["pinned"], image["pin_left"], image["bytes_cached"]) == (True, 0, image["bytes"])
+    port = on_stage.stop_serving()
+    shutil.rmtree(on_stage.root / "pulling")  # our node's own blocks, too
+    assert on_stage.daemon("stop", "--unmount", "--force").returncode == 0
+    on_stage.ended()
+    on_stage.serve(port)  # portable layers ask for their TOCs
+    start_again(on_stage, containerd)
+    while not (on_stage.status()["images"] or [{"pinned": False}])[0]["pinned"]:
+        pass
+    on_stage.stop_serving()
+    assert containerd.ctr(*RUN, "pinned") == "vector\n"
+    assert "pinned\n" in said("status")
+    chain_id = image["snapshot"]
+    refused = on_stage.daemon("unpin", chain_id)
+    assert refused.returncode == 1 and "hint: it is pinned as lazy" in refused.stderr
+    said("unpin", "lazy")
+    assert not on_stage.status()["images"][0]["pinned"]
+    assert said("pin", "--no-wait", chain_id).endswith("are pinned, and fetched in the background\n")
+    said("unpin", chain_id)
+    unknown = on_stage.daemon("pin", "no/such:image")
+    assert unknown.returncode == 1 and "no layer of 'no/such:image' is here" in unknown.stderr
+    on_stage.serve(port)
+
+
 def test_stop_unmount_leaves_nothing(on_stage: Stage, containerd: PrivateContainerd) -> None:
     assert containerd.ctr(*RUN, "c5") == "vector\n"
     assert on_stage.daemon("stop", "--unmount").returncode == 0
