@@ -48,13 +48,20 @@ def _termination_interrupts(terminated: list[int]) -> Iterator[None]:
     def interrupt(number: int, _: FrameType | None) -> None:
         terminated.append(number)
         signal.raise_signal(signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set())
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell starts what it puts in the background like that. Ctrl-C stays unheard, but for what we raise ourselves.
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _report(raised: BaseException) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ipfs_store.cids import RAW, cid_of, format_cid
-from tests.cli.conftest import NAME, Done, start
+from tests.cli.conftest import COMMAND, NAME, Done, start
 from tests.sources.made import MadeImage
 
 Run = Callable[..., Done]
@@ -35,6 +37,19 @@ def serving(node: Path) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.strip()) == (130, b"", b"")
+
+
+def test_a_server_that_a_shell_put_in_the_background_ends_on_sigterm_alone(machine: Path) -> None:
+    command = shlex.join([*COMMAND, "--node-path", str(machine / "node"), "serve", "--listen", "127.0.0.1:0"])
+    process = subprocess.Popen(["sh", "-c", f"trap '' INT; exec {command}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(b"serving embedded/blocks on ")
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.strip()) == (143, b"")
 
 
 def test_an_image_goes_from_one_node_to_another(ipfs_store: Run, archive: Path, machine: Path) -> None:
