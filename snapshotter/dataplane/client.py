@@ -225,13 +225,13 @@ class DataPlane:
         done = self._patiently(request, timeout + ANSWER_TIMEOUT)
         return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
 
-    def mount_chain(self, layers: Sequence[int], *, timeout: float = 60.0) -> NativeMount:
-        """One metadata image for native layers that are mounted, the lowest first: long chains mount as three layers then.
+    def mount_chain(self, layers: Sequence[int]) -> NativeMount | None:
+        """One metadata image for native layers that are mounted, the lowest first; None while there is none: it is being made then.
 
         Raises DataPlaneFailed, DataPlaneGone.
         """
-        done = self._done(Chain(tuple(layers)), timeout + ANSWER_TIMEOUT)
-        return NativeMount(Path(done.path), tuple(Path(path) for path in done.data))
+        done = self._done(Chain(tuple(layers)), ANSWER_TIMEOUT)
+        return NativeMount(Path(done.path), tuple(Path(path) for path in done.data)) if done.path else None
 
     def pin(self, name: str, layers: Sequence[int], *, pinned: bool = True) -> None:
         """Have layers that are mounted kept whole for ``name``, or no longer; they are fetched in the background (`status`).

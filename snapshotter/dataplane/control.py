@@ -38,7 +38,7 @@ class Unmount(msgspec.Struct, frozen=True, tag="unmount", tag_field="op"):
 
 
 class Chain(msgspec.Struct, frozen=True, tag="chain", tag_field="op"):
-    """Have one metadata image made for a chain of native layers, which stay mounted for their contents."""
+    """One metadata image for a chain of native layers, which stay mounted for their contents; Done without a path: it is being made."""
 
     layers: tuple[int, ...]
     """The lowest first."""

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import trio
 
-from ipfs_store.errors import StorageFailed, Unavailable
+from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
 from ipfs_store.formats.chunks import decode_stream
 from ipfs_store.formats.footer import TocLocation
 from snapshotter.cache import ChunkCache, ContentStore, on_disk
@@ -29,6 +29,10 @@ from snapshotter.metadata.workers import Workers
 
 _log = logging.getLogger(__name__)
 _SALT_BYTES = 32
+_LONGEST_CHAIN = 32 << 20
+"""Bytes of the images of a chain that is made one image: 150,000 entries, which take 220 MB and 3 seconds of a process."""
+_PULL_PAUSES = 0.5
+"""Seconds without another layer, after which a pull is taken to be complete: a lazy layer takes a tenth of a second."""
 
 
 class Source(Protocol):
@@ -66,6 +70,9 @@ class NativeLayers:
         self._upkeep = Upkeep(store, chunks, self.kept)
         self._workers = Workers()
         self._building: dict[str, trio.Lock] = {}
+        self._chains: list[ChainJob] = []
+        """To be made."""
+        self._asked = trio.Event()
 
     def __iter__(self) -> Iterator[NativeLayer]:
         return iter(list(self._contents.layers.values()))
@@ -92,6 +99,7 @@ class NativeLayers:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._upkeep.run)
                 nursery.start_soon(partial(self._upkeep.soundness.run, everything=self._verify))
+                nursery.start_soon(self._make_chains)
                 await self._workers.warm()
         finally:
             with trio.CancelScope(shield=True):
@@ -117,18 +125,47 @@ class NativeLayers:
             layer.numbers.add(request.layer)
         return folder / IMAGE
 
-    async def chain(self, numbers: Sequence[int]) -> Path:
-        """One metadata image for these layers, the lowest first, whiteouts applied; ready. Raises StorageFailed."""
+    async def chain(self, numbers: Sequence[int]) -> Path | None:
+        """One metadata image for these layers, the lowest first, whiteouts applied; None where it is not there yet, and made now.
+
+        A pull asks again for each layer that it brings: only the last of such chains is made. Raises StorageFailed.
+        """
         by_number = {number: layer for layer in self for number in layer.numbers}
         missing = [number for number in numbers if number not in by_number]
         if missing or not numbers:
             raise StorageFailed(f"layer {missing[0] if missing else 'of nothing'} is not mounted natively, and cannot be part of a chain")
         images = tuple(self.kept.folder / by_number[number].key / IMAGE for number in numbers)
-        folder = self.kept.folder_of_chain(images)
-        async with self._building.setdefault(folder.name, trio.Lock()):
-            if not await trio.to_thread.run_sync((folder / IMAGE).exists):
-                await self._workers.run(ChainJob(folder, images))
-        return folder / IMAGE
+        job = ChainJob(self.kept.folder_of_chain(images), images)
+        if await trio.to_thread.run_sync(self.kept.has, job.folder):
+            return job.folder / IMAGE
+        size = await trio.to_thread.run_sync(lambda: sum(image.stat().st_size for image in images))
+        if size > _LONGEST_CHAIN:
+            raise StorageFailed(f"their metadata have {size:,} bytes, and more than {_LONGEST_CHAIN:,} are not merged")
+        if job not in self._chains:
+            self._chains = [other for other in self._chains if other.images != images[: len(other.images)]] + [job]
+            self._asked.set()
+        return None
+
+    async def _make_chains(self) -> None:
+        while True:
+            await self._asked.wait()
+            self._asked = trio.Event()
+            with trio.move_on_after(_PULL_PAUSES) as pause:
+                await self._asked.wait()
+            if not pause.cancelled_caught:
+                continue
+            while self._chains:
+                job = self._chains[0]
+                try:
+                    await self._workers.run(job)
+                except IpfsStoreError as error:
+                    _log.warning("no image is made of %s, which stays a stack of them: %s", job.layer, error.message)
+                else:
+                    await trio.to_thread.run_sync(self._count, job.folder)
+                self._chains = [other for other in self._chains if other != job]
+
+    def _count(self, folder: Path) -> None:
+        self._store.room.counted(sum(on_disk(path.stat().st_size) for path in folder.iterdir()))
 
     def unmount(self, number: int) -> str:
         """Stop serving the layer, unless it has another number too; its key if it is served no more."""
@@ -150,7 +187,7 @@ class NativeLayers:
                 raise Unavailable(f"the TOC of {request.cid} did not come within {request.timeout:g} s")
             kept = await trio.to_thread.run_sync(self.kept.find, name, scope)
             if kept is not None:
-                self._store.room.counted(sum(on_disk(path.stat().st_size) for path in kept[0].parent.iterdir()))
+                self._count(kept[0].parent)
                 await trio.to_thread.run_sync(_give_back)
             if kept is None:
                 raise StorageFailed(f"the metadata of {request.cid} were built in {self.kept.folder}, and are gone")

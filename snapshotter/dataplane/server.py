@@ -282,7 +282,8 @@ class DataPlaneServer:
                 await self._pin(request)
                 return Done()
             case Chain():
-                return self._native_answer(await self._native.chain(request.layers))
+                image = await self._native.chain(request.layers)
+                return self._native_answer(image) if image is not None else Done()
             case Check():
                 return Done(
                     yes=(request.layer in self._operations.layers or request.layer in self._native)

@@ -84,6 +84,14 @@ class KeptMetadata:
             raise StorageFailed(f"{folder / INDEX} cannot be read: {error.strerror}") from error
         return (folder / IMAGE, index) if (folder / IMAGE).exists() else None
 
+    def has(self, folder: Path) -> bool:
+        """Whether the image of a chain is here; it is used now."""
+        try:
+            os.utime(folder)
+        except FileNotFoundError:
+            return False
+        return (folder / IMAGE).exists()
+
     def files(self, but: Container[str]) -> list[tuple[float, int, Path]]:
         """(when used last, bytes, path) of every file, but for those of the layers whose keys are in ``but``."""
         found = []

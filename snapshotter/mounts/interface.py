@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,10 @@ class LayerMounter(Protocol):
 
         Layers that are the same may share a directory; another ``instance`` is one of its own, since no overlay can have a directory twice.
         """
+        ...
+
+    def chain(self, layers: Sequence[int]) -> Path | None:
+        """One directory, mounted, that shows these layers laid over each other, the lowest first; None: they are to be stacked (for now)."""
         ...
 
     def unmount(self, layer: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ipfs_store.errors import IpfsStoreError
@@ -23,6 +24,10 @@ class FuseMounter:
             return self._dataplane.mount(layer, source, namespace=source.namespace, timeout=self._timeout)
         except IpfsStoreError as error:
             raise MountFailed(error.message, hint=error.hint) from error
+
+    def chain(self, layers: Sequence[int]) -> Path | None:
+        """See `LayerMounter.chain`: there is none."""
+        return None
 
     def unmount(self, layer: int) -> None:
         """See `LayerMounter.unmount`."""

@@ -190,6 +190,9 @@ class Snapshotter:
                 except BaseException:
                     self._state.remove(target)
                     raise
+                self._as_one(
+                    [snapshot, *self._state.chain(parent)] if parent else [snapshot]
+                )  # so that it is there for the first container
             except (MountFailed, Unavailable) as error:
                 _log.warning(
                     "layer %s (ipfs://%s) is pulled the ordinary way, since it cannot be mounted: %s",
@@ -260,7 +263,8 @@ class Snapshotter:
         layers: list[Layer] = []
         seen: Counter[Path] = Counter()
         written = False
-        for snapshot in chain:
+        stacked, bottom = self._as_one(chain)
+        for snapshot in stacked:
             path = self._root(snapshot)
             seen[path] += 1
             if seen[path] > 1:
@@ -271,7 +275,13 @@ class Snapshotter:
                 path = self._root(snapshot, seen[path] - 1)
             layers.append(Layer(path, self._shift(snapshot)))
             written = written or snapshot.remote is None
-        return layers
+        return layers if bottom is None else [*layers, Layer(bottom)]
+
+    def _as_one(self, chain: Sequence[Snapshot]) -> tuple[Sequence[Snapshot], Path | None]:
+        """The chain but for the remote layers at its bottom, and one directory for those; or all of it, and none."""
+        above = max((number for number, snapshot in enumerate(chain, 1) if snapshot.remote is None), default=0)
+        one = self._mounter.chain([snapshot.id for snapshot in reversed(chain[above:])])
+        return (chain, None) if one is None else (chain[:above], one)
 
     def _root(self, snapshot: Snapshot, instance: int = 0) -> Path:
         """Where the contents of a committed snapshot are; mounts a remote layer again if need be."""

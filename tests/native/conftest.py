@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,11 @@ class Native:
 
     def chain(self, *names: str) -> Path:
         """The metadata of layers that were mounted, the lowest first, as one image, mounted."""
-        return self.mounted(self.dataplane.mount_chain([self.numbers[name] for name in names]))
+        deadline = time.monotonic() + 60
+        while (made := self.dataplane.mount_chain([self.numbers[name] for name in names])) is None:
+            assert time.monotonic() < deadline, "the chain's image is not made"
+            time.sleep(0.05)
+        return self.mounted(made)
 
     def mounted(self, native: NativeMount) -> Path:
         """The image, mounted."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
+from ipfs_store.erofs import merge_trees, read_image, write_image
 from snapshotter.containerd.protos import snapshots_pb2 as pb
 from snapshotter.containerd.protos import snapshots_pb2_grpc
 from snapshotter.containerd.protos.mount_pb2 import Mount
@@ -32,6 +33,7 @@ class FolderMounter:
     mounted: dict[int, LayerSource] = field(default_factory=dict)
     calls: int = 0
     failure: str = ""
+    chains: list[Sequence[int]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -68,6 +70,17 @@ class FolderMounter:
         with self._lock:
             if not image.exists():
                 image.write_bytes(image_of(tree, self.data[1]))
+        return image
+
+    def chain(self, layers: Sequence[int]) -> Path | None:
+        """One image for them all; as the data plane does, it says once that there is none yet."""
+        if not self.native or layers not in self.chains:
+            self.chains.append(layers)
+            return None
+        image = self.root / f"chain-{'-'.join(map(str, layers))}.erofs"
+        if not image.exists():
+            images = [(self.root / f"{self.mounted[layer].cid}.erofs").read_bytes() for layer in layers]
+            image.write_bytes(write_image(merge_trees([read_image(data) for data in images])))
         return image
 
     forget = unmount

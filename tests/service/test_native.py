@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from ipfs_store.cids import RAW, cid_of, format_cid
+from snapshotter.containerd.protos.mount_pb2 import Mount
 from snapshotter.mounts.idmap import GID_LABEL, UID_LABEL, IdMap, user_namespace
+from snapshotter.mounts.native import LONG
 from snapshotter.mounts.table import is_mount_point, mount_table
 from tests.requirements import require_root
-from tests.service.served import Client, FolderMounter, mounted, reboot, served
-from tests.service.test_remote import CIDS, pull
+from tests.service.served import EXISTS, Client, FolderMounter, code, mounted, reboot, served
+from tests.service.test_remote import CIDS, labels, pull
 
 pytestmark = pytest.mark.root
 
@@ -134,6 +137,48 @@ def test_chains_mix_remote_and_ordinary_layers_up_to_120(client: Client, mounter
         assert {path.name for path in root.iterdir()} == {"remote-0", "remote-1", "shared", *(f"ordinary-{n}" for n in range(1, 120, 2))}
         assert (root / "shared").read_text() == "ordinary 119"
     for name in ("container", *(f"layer-{number}" for number in reversed(range(120)))):
+        client.remove(name)
+    assert [at for at in mount_table() if tmp_path in at.point.parents] == []
+
+
+def test_a_long_chain_becomes_one_image_under_what_was_written(client: Client, mounter: FolderMounter, tmp_path: Path) -> None:
+    """It is made while the first container runs on a stack of layers; that one sees the same when it is mounted again on the one image."""
+    parent = ""
+    for number in range(LONG + 4):
+        cid = format_cid(cid_of(RAW, b"%d" % number))
+        folder = mounter.root / cid
+        (folder / "dir").mkdir(parents=True)
+        (folder / f"dir/file-{number}").write_text(str(number))
+        (folder / "shared").write_text(str(number))
+        if number:
+            os.mknod(folder / f"dir/file-{number - 1}", stat.S_IFCHR | 0o600, 0)
+        with code(EXISTS):
+            client.prepare_with(f"extract {number}", parent, labels(f"layer-{number}", cid))
+        parent = f"layer-{number}"
+    assert mounter.chains, "every layer that a pull brings has the chain up to it made"
+    mounter.chains.clear()
+    last = LONG + 3
+
+    def lowers(mounts: list[Mount]) -> int:
+        options = next(at.options for at in mount_table() if at.point == Path(mounts[0].source))
+        return options.count("lowerdir+=")
+
+    first = client.prepare("first", parent)
+    with mounted(first, tmp_path / "work") as root:
+        (root / f"dir/file-{last}").chmod(0o640)
+        (root / "dir").rename(root / "moved")
+    second = client.prepare("second", parent)
+    assert (lowers(first), lowers(second)) == (LONG + 4, 1)
+    client.commit("written", "first")
+    client.prepare("third", "written")
+    reboot(tmp_path)
+    client.restore()
+    for key, name, mode in (("second", "dir", 0o644), ("third", "moved", 0o640)):
+        with mounted(client.mounts(key), tmp_path / "work") as root:
+            assert {str(path.relative_to(root)) for path in root.rglob("*")} == {"shared", name, f"{name}/file-{last}"}
+            assert (root / "shared").read_text() == (root / f"{name}/file-{last}").read_text() == str(last)
+            assert stat.S_IMODE((root / f"{name}/file-{last}").stat().st_mode) == mode
+    for name in ("second", "third", "written", *(f"layer-{number}" for number in reversed(range(LONG + 4)))):
         client.remove(name)
     assert [at for at in mount_table() if tmp_path in at.point.parents] == []
 
@@ -293,8 +338,8 @@ def test_owners_are_shifted_for_a_user_namespace_and_no_data_is_copied(client: C
     client.commit("two", "container")
     # On top of what was written with shifted owners: the same shift, another one, and none.
     other = {UID_LABEL: "0:300000:65536", GID_LABEL: "0:300000:65536"}
-    for key, labels, owner in (("same", MAPPED, (100000, 200000)), ("other", other, (300000, 300000)), ("none", {}, (0, 0))):
-        with mounted(client.prepare_with(key, "two", labels), tmp_path / "work") as root:
+    for key, shift, owner in (("same", MAPPED, (100000, 200000)), ("other", other, (300000, 300000)), ("none", {}, (0, 0))):
+        with mounted(client.prepare_with(key, "two", shift), tmp_path / "work") as root:
             for name in ("new", "moved/file", "."):
                 at = (root / name).stat()
                 assert (at.st_uid, at.st_gid) == owner, (key, name)
