@@ -437,6 +437,6 @@ class DataPlane:
 
     def _remove_traces(self) -> None:
         launch = self.launch
-        for path in (launch.holder, launch.control, launch.record):
+        for path in (launch.holder, launch.control, launch.record, launch.control.with_suffix(".openers")):
             path.unlink(missing_ok=True)
         shutil.rmtree(launch.control.with_suffix(".layers"), ignore_errors=True)

@@ -26,6 +26,7 @@ from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ROOT as CONTENT_ROOT
 from snapshotter.dataplane.contents import ContentTree, is_content
 from snapshotter.dataplane.layers import MountedLayer
+from snapshotter.dataplane.openers import Openers
 from snapshotter.dataplane.reader import ChunkReader
 from snapshotter.dataplane.tree import ROOT
 from snapshotter.dataplane.waiters import OpenFiles, Waiters
@@ -215,6 +216,10 @@ class LayerOperations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         """The last descriptor was closed."""
         self._files.released(fh)
+
+    def remember_openers(self, record: Openers, *, new: bool) -> None:
+        """See `OpenFiles.recorded`."""
+        self._files.recorded(record, new=new)
 
     async def watch_killed(self) -> None:
         """Run for ever: end the reads of processes that got SIGKILL and cannot die while they wait for us."""

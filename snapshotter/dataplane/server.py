@@ -47,6 +47,7 @@ from snapshotter.dataplane.control import (
 from snapshotter.dataplane.keeping import ChunkKeeper, Chunks
 from snapshotter.dataplane.layers import Blob, Counters, MountedLayer, NativeLayer, Opened, Readable
 from snapshotter.dataplane.native import NativeLayers
+from snapshotter.dataplane.openers import Openers
 from snapshotter.dataplane.operations import LayerOperations
 from snapshotter.dataplane.pins import Pin as PinState
 from snapshotter.dataplane.pins import Pinnable, Pins
@@ -107,6 +108,11 @@ class Settings:
         """Where it is noted which layers are mounted."""
         return self.control.with_suffix(".layers")
 
+    @property
+    def openers(self) -> Path:
+        """Where it is noted which threads opened files."""
+        return self.control.with_suffix(".openers")
+
 
 class DataPlaneServer:
     """One FUSE connection, and a socket by which its layers come and go."""
@@ -155,6 +161,7 @@ class DataPlaneServer:
             go = await self._holder.expect("go")
             try:
                 with locked(self._settings.control.with_suffix(".lock")):
+                    self._operations.remember_openers(Openers(self._settings.openers), new=go.first)
                     self._session.take(connection, Handshake.decode(go.handshake))
                     await self._serve(nursery)
             except Occupied as error:

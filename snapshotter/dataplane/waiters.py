@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from snapshotter.dataplane.openers import Openers
 from snapshotter.dataplane.processes import is_dying
 
 LOOK_FOR_KILLED = 0.2
@@ -51,6 +52,8 @@ class _File:
     opened: int = 0
     openers: set[int] = field(default_factory=set)
     """Threads; those that are found dying are not asked again."""
+    slots: list[int] = field(default_factory=list)
+    """Of `Openers`."""
     reads: set[trio.CancelScope] = field(default_factory=set)
     """Those that wait now."""
 
@@ -60,12 +63,20 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._files: dict[int, _File] = {}
+        self._record: Openers | None = None
+
+    def recorded(self, record: Openers, *, new: bool) -> None:
+        """From now on in ``record``. What is in there was opened in the process before this one, or, on a ``new`` connection, never."""
+        self._record = record
+        for slot, handle, thread in list(record):
+            if new:
+                record.drop(slot)
+            else:
+                self._opened(handle, thread, slot)
 
     def opened(self, handle: int, thread: int) -> None:
         """By ``thread``."""
-        file = self._files.setdefault(handle, _File())
-        file.opened += 1
-        file.openers.add(thread)
+        self._opened(handle, thread, self._record.note(handle, thread) if self._record is not None else None)
 
     def flushed(self, handle: int) -> None:
         """A descriptor was closed; if that was the end of a process that was killed, nobody waits for its reads any more."""
@@ -79,7 +90,7 @@ class OpenFiles:
         if file is not None:
             file.opened -= 1
             if file.opened <= 0 and not file.reads:
-                del self._files[handle]
+                self._forget(handle)
 
     @contextmanager
     def reading(self, handle: int) -> Iterator[trio.CancelScope]:
@@ -92,7 +103,7 @@ class OpenFiles:
             finally:
                 file.reads.discard(scope)
                 if file.opened <= 0 and not file.reads:
-                    self._files.pop(handle, None)
+                    self._forget(handle)
 
     async def watch(self) -> None:
         """Run for ever."""
@@ -100,6 +111,19 @@ class OpenFiles:
             await trio.sleep(LOOK_FOR_KILLED)
             for file in [file for file in self._files.values() if file.reads and file.openers]:
                 _leave_if_dying(file)
+
+    def _opened(self, handle: int, thread: int, slot: int | None) -> None:
+        file = self._files.setdefault(handle, _File())
+        file.opened += 1
+        file.openers.add(thread)
+        if slot is not None:
+            file.slots.append(slot)
+
+    def _forget(self, handle: int) -> None:
+        file = self._files.pop(handle, None)
+        if file is not None and self._record is not None:
+            for slot in file.slots:
+                self._record.drop(slot)
 
 
 def _leave_if_dying(file: _File) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ipfs_store.formats.options import WriteOptions
@@ -23,6 +24,7 @@ from ipfs_store.formats.writer import write_layer
 from snapshotter.dataplane.client import DataPlane, Launch, NativeMount
 from snapshotter.dataplane.control import LayerStatus
 from tests.dataplane.conftest import GIVE_UP, Source
+from tests.dataplane.synthetic import of_files
 from tests.requirements import require_fuse
 
 
@@ -86,7 +88,7 @@ class Native:
         top = Path(tempfile.mkdtemp(prefix="root-", dir=self.folder))
         for name in ("upper", "work", "root"):
             (top / name).mkdir()
-        lower = ":".join(map(str, images)) + "::" + "::".join(map(str, self.data))
+        lower = ":".join(map(str, images)) + "".join(f"::{path}" for path in self.data)
         options = f"lowerdir={lower},upperdir={top}/upper,workdir={top}/work,metacopy=on,redirect_dir=on,index=off,xino=on"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, top / "root"], check=True)
         self.stack.callback(subprocess.run, ["umount", top / "root"], check=True)
@@ -96,6 +98,14 @@ class Native:
         """A container's root of one layer of these files."""
         digest = self.write(name, tar_of(self.folder / f"{name}.tar", files), **options)
         return self.overlay(self.image(name, digest))
+
+    def portable_root(self, name: str, files: Mapping[str, bytes], **options: int) -> Path:
+        """The same on a folder of the FUSE mount."""
+        blob, toc = of_files(files, **options)
+        (self.folder / f"{name}.blob").write_bytes(blob)
+        (self.folder / f"{name}.toc").write_bytes(msgspec.msgpack.encode(toc))
+        number = self.numbers.setdefault(name, len(self.numbers) + 1)
+        return self.overlay(self.dataplane.mount(number, Source(name)))
 
     def faults(self, *words: str) -> None:
         """What the next reads of a blob do (see `tests.dataplane.served`)."""

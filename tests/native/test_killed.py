@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from snapshotter.dataplane.client import DataPlane
+from tests.dataplane.waiting import WAYS, waiting
 from tests.native.conftest import Native, noise
 
-LARGE, SMALL = noise("large", 3 << 20), noise("small", 30_000)
-
-WAYS = {
-    "read": "import os; os.read(os.open(path, os.O_RDONLY), 100_000)",
-    "pread far inside": "import os; os.pread(os.open(path, os.O_RDONLY), 10, 2_000_000)",
-    "direct read": "import os, mmap; os.preadv(os.open(path, os.O_RDONLY | os.O_DIRECT), [mmap.mmap(-1, 1 << 16)], 0)",
-    "read without read-ahead": "import os; f = os.open(path, os.O_RDONLY); os.posix_fadvise(f, 0, 0, os.POSIX_FADV_RANDOM); os.read(f, 4096)",
-    "page fault": "import os, mmap; mmap.mmap(os.open(path, os.O_RDONLY), 0, prot=mmap.PROT_READ)[1_000_000]",
-    "lookup of a small file": "open(path + '.small', 'rb')",
-    "copy up": "open(path + '.small', 'ab')",
-}
+FILES = {"file": noise("large", 3 << 20), "file.small": noise("small", 30_000)}
 
 
 def patient(native: Native, **changes: object) -> None:
@@ -31,20 +22,44 @@ def patient(native: Native, **changes: object) -> None:
     native.dataplane.start()
 
 
-@pytest.mark.parametrize(("way", "read_ahead_kib"), [*((way, 1024) for way in WAYS), ("read", 0), ("page fault", 0)])
-def test_a_process_that_waits_dies_of_sigkill(native: Native, way: str, read_ahead_kib: int) -> None:
-    patient(native, read_ahead_kib=read_ahead_kib)
-    root = native.root("killed", {"file": LARGE, "file.small": SMALL}, chunk_size=65_536)
+def root_of(native: Native, mode: str) -> Path:
+    root = native.root("killed", FILES, chunk_size=65_536) if mode == "native" else native.portable_root("killed", FILES, chunk_size=65_536)
+    for name in FILES:
+        (root / name).chmod(0o755)  # of metadata alone: nothing is fetched
     native.faults("hold")
-    before = native.reads()
-    code = f"path = {str(root / 'file')!r}\nprint('begun', flush=True)\n{WAYS[way]}"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as waiting:
-        assert waiting.stdout is not None and waiting.stdout.readline() == b"begun\n"
-        while native.reads() == before:
-            assert waiting.poll() is None
-        waiting.kill()
-        assert waiting.wait(30) == -signal.SIGKILL
+    return root
+
+
+def let_go(native: Native, root: Path) -> None:
     native.faults("ok")
     native.let_go()
-    assert (root / "file").read_bytes() == LARGE
-    assert (root / "file.small").read_bytes() == SMALL
+    for name, data in FILES.items():
+        assert (root / name).read_bytes() == data
+
+
+@pytest.mark.parametrize("mode", ["native", "portable"])
+@pytest.mark.parametrize(("way", "read_ahead_kib"), [*((way, 1024) for way in WAYS), ("read", 0), ("page fault", 0)])
+def test_a_process_that_waits_dies_of_sigkill(native: Native, mode: str, way: str, read_ahead_kib: int) -> None:
+    patient(native, read_ahead_kib=read_ahead_kib)
+    root = root_of(native, mode)
+    before = native.reads()
+    with waiting(way, root / "file", lambda: native.reads() > before) as process:
+        process.kill()
+        assert process.wait(30) == -signal.SIGKILL
+    let_go(native, root)
+
+
+@pytest.mark.parametrize("mode", ["native", "portable"])
+@pytest.mark.parametrize("way", WAYS)
+def test_it_dies_as_well_if_the_data_plane_is_another_by_then(native: Native, mode: str, way: str) -> None:
+    patient(native)
+    root = root_of(native, mode)
+    before = native.reads()
+    with waiting(way, root / "file", lambda: native.reads() > before) as process:
+        before = native.reads()
+        os.kill(native.dataplane.status_of_holder()["worker"], signal.SIGKILL)
+        while native.reads() == before:
+            assert process.poll() is None
+        process.kill()
+        assert process.wait(30) == -signal.SIGKILL
+    let_go(native, root)
