@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -27,6 +27,9 @@ from ipfs_store.formats.toc import Chunk, Entry, Toc
 
 _TAR_BLOCK = 512
 _TAR_OVERHEAD = 64 << 10  # header, padding and end of the TOC's tar: GNU tar fills 20 blocks
+_TOGETHER = 16  # chunks of a file that are read at once: 4 MiB at 256 KiB
+_TOGETHER_BYTES = 16 << 20  # of the blob, and so in memory: chunks of a foreign TOC may be of any size
+_GAP = 4 << 10  # between two chunks of a file there are some bytes of the format at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,34 +139,43 @@ def _decode(location: TocLocation, data: bytes) -> Toc:
     return decode_toc(decode_document(data), kind=location.kind, digest=_sha256(data), payload_end=location.payload_end)
 
 
-async def read_file(blob: RangeReader, layer: Layer, entry: Entry) -> AsyncIterator[bytes]:
-    """The contents of a regular file, chunk by chunk, each verified; raises InvalidLayer, ChunkMismatch, and what ``blob`` raises.
+async def read_file(blob: RangeReader, layer: Layer, entry: Entry, offset: int = 0, size: int | None = None) -> AsyncGenerator[bytes, None]:
+    """The contents of a regular file, or ``size`` bytes of them from ``offset`` (fewer at its end), piece by piece, each verified.
 
-    Of legacy stargz, which has no digests of chunks, the last chunk comes only after the whole file was verified, if the TOC has its digest.
+    Only the chunks that hold them are read. Raises InvalidLayer, ChunkMismatch, and what ``blob`` raises. Where chunks have no digest (legacy
+    stargz), the last piece of a whole file comes only after the file was held to the digest that the TOC has for it.
     """
-    whole = hashlib.sha256() if entry.digest and any(not chunk.digest and chunk.end > chunk.offset for chunk in entry.chunks) else None
-    for number, chunk in enumerate(entry.chunks, 1):
-        data = await blob.read(chunk.offset, chunk.end - chunk.offset) if chunk.end > chunk.offset else b""
-        piece = await trio.to_thread.run_sync(_chunk, layer.kind, data, entry.path, chunk)
-        if whole is not None:
-            whole.update(piece)
-            if number == len(entry.chunks) and "sha256:" + whole.hexdigest() != entry.digest:
-                raise ChunkMismatch(f"{entry.path!r}: the TOC says {entry.digest}, the blob holds sha256:{whole.hexdigest()}")
-        yield piece
+    end = entry.size if size is None else min(offset + size, entry.size)
+    chunks = entry.chunks if (offset, end) == (0, entry.size) else entry.chunks_of(offset, end - offset)
+    whole = (
+        hashlib.sha256() if entry.digest and chunks is entry.chunks and not all(chunk.digest == entry.digest for chunk in chunks) else None
+    )
+    number = 0
+    for together in _together(chunks):
+        start = min(chunk.offset for chunk in together)
+        length = max(chunk.end for chunk in together) - start
+        data = await blob.read(start, length) if length else b""
+        for chunk in together:
+            piece = await trio.to_thread.run_sync(_chunk, layer.kind, data[chunk.offset - start : chunk.end - start], entry.path, chunk)
+            number += 1
+            if whole is not None:
+                whole.update(piece)
+                if number == len(chunks) and "sha256:" + whole.hexdigest() != entry.digest:
+                    raise ChunkMismatch(f"{entry.path!r}: the TOC says {entry.digest}, its chunks make sha256:{whole.hexdigest()}")
+            yield piece[max(offset - chunk.file_offset, 0) : end - chunk.file_offset]
 
 
-async def read_range(blob: RangeReader, layer: Layer, entry: Entry, offset: int, size: int) -> bytes:
-    """At most ``size`` bytes of a regular file from ``offset``, fewer at its end; only the chunks that hold them are read, and verified.
-
-    Raises what `read_file` raises. The chunks are found by bisection.
-    """
-    end = min(offset + size, entry.size)
-    pieces = []
-    for chunk in entry.chunks_of(offset, size):
-        data = await blob.read(chunk.offset, chunk.end - chunk.offset) if chunk.end > chunk.offset else b""
-        piece = await trio.to_thread.run_sync(_chunk, layer.kind, data, entry.path, chunk)
-        pieces.append(piece[max(offset - chunk.file_offset, 0) : end - chunk.file_offset])
-    return b"".join(pieces)
+def _together(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    """Chunks to be read at once: those of a file follow on each other in the blob, as a rule, and one read asks for all of their leaves."""
+    group: list[Chunk] = []
+    for chunk in chunks:
+        fits = group and len(group) < _TOGETHER and chunk.offset >= group[-1].offset and chunk.offset - group[-1].end <= _GAP
+        if group and (not fits or chunk.is_hole or group[-1].is_hole or chunk.end - group[0].offset > _TOGETHER_BYTES):
+            yield group
+            group = []
+        group.append(chunk)
+    if group:
+        yield group
 
 
 def _chunk(kind: Kind, data: bytes, path: str, chunk: Chunk) -> bytes:

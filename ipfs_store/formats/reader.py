@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +13,9 @@ import trio
 from ipfs_store.errors import BlobMismatch, ChunkMismatch, InvalidInput, NotFound, NotSeekable
 from ipfs_store.formats.blob import RangeReader
 from ipfs_store.formats.entries import normalise
-from ipfs_store.formats.layer import Layer, open_layer, read_file, read_range
-from ipfs_store.formats.scan import PIECE, Scan, TarStream, compression_of, scan
+from ipfs_store.formats.everychunk import verify_chunks
+from ipfs_store.formats.layer import Layer, open_layer, read_file
+from ipfs_store.formats.scan import PIECE, Advance, Scan, TarStream, compression_of, scan
 from ipfs_store.formats.toc import Entry
 
 
@@ -51,7 +53,7 @@ class LayerReader(Protocol):
         """Every entry, parents before children; a layer that is not lazy is read to its end for that, once. Raises InvalidLayer."""
         ...
 
-    def read(self, path: str, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+    def read(self, path: str, offset: int = 0, size: int | None = None) -> AsyncGenerator[bytes, None]:
         """The contents of a regular file in pieces, or ``size`` bytes of them from ``offset``; a hard link is followed, a symbolic one not.
 
         What comes is verified: against the TOC, or, where there is none, at the end of the whole file against what `entries` saw. Raises
@@ -59,8 +61,11 @@ class LayerReader(Protocol):
         """
         ...
 
-    async def verify(self, *, digest: str = "", diff_id: str = "") -> Verified:
-        """Read everything; raises BlobMismatch where it has not the ``digest`` or ``diff_id`` given, ChunkMismatch, InvalidLayer."""
+    async def verify(self, *, digest: str = "", diff_id: str = "", advance: Advance | None = None) -> Verified:
+        """Read everything; raises BlobMismatch where it has not the ``digest`` or ``diff_id`` given, ChunkMismatch, InvalidLayer.
+
+        ``advance`` is told how many bytes of the blob were read, a piece at a time.
+        """
         ...
 
 
@@ -93,27 +98,17 @@ class LazyReader:
         """See `LayerReader`."""
         return self.layer.toc.entries
 
-    async def read(self, path: str, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, path: str, offset: int = 0, size: int | None = None) -> AsyncGenerator[bytes, None]:
         """See `LayerReader`."""
-        entry = _regular(self.layer.toc.by_path, path)
-        if offset == 0 and size is None:
-            async for piece in read_file(self._blob, self.layer, entry):
+        async with aclosing(read_file(self._blob, self.layer, _regular(self.layer.toc.by_path, path), offset, size)) as pieces:
+            async for piece in pieces:
                 yield piece
-        else:
-            yield await read_range(self._blob, self.layer, entry, offset, entry.size if size is None else size)
 
-    async def verify(self, *, digest: str = "", diff_id: str = "") -> Verified:
+    async def verify(self, *, digest: str = "", diff_id: str = "", advance: Advance | None = None) -> Verified:
         """See `LayerReader`."""
-        found = await scan(self._blob)
+        found = await scan(self._blob, advance)
         _expect(found, digest, diff_id)
-        chunks = 0
-        for entry in self.layer.toc.entries:
-            whole = hashlib.sha256()
-            async for piece in read_file(self._blob, self.layer, entry):
-                whole.update(piece)
-            chunks += sum(not chunk.is_hole for chunk in entry.chunks)
-            if entry.digest and entry.type == "reg" and entry.digest != "sha256:" + whole.hexdigest():
-                raise ChunkMismatch(f"{entry.path!r}: the TOC says {entry.digest}, its chunks make sha256:{whole.hexdigest()}")
+        chunks = await verify_chunks(self._blob, self.layer)
         return _verified(found, chunks, tuple(_differences(self.layer.toc.by_path, found)))
 
 
@@ -133,7 +128,7 @@ class PlainReader:
         """See `LayerReader`."""
         return (await self._scanned()).entries
 
-    async def read(self, path: str, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, path: str, offset: int = 0, size: int | None = None) -> AsyncGenerator[bytes, None]:
         """See `LayerReader`."""
         found = await self._scanned()
         entry = _regular(self._by_path, path)
@@ -150,9 +145,9 @@ class PlainReader:
             if begin < len(piece):
                 yield piece[begin:last]
 
-    async def verify(self, *, digest: str = "", diff_id: str = "") -> Verified:
+    async def verify(self, *, digest: str = "", diff_id: str = "", advance: Advance | None = None) -> Verified:
         """See `LayerReader`."""
-        found = self._scan = await scan(self._blob)
+        found = self._scan = await scan(self._blob, advance)
         _expect(found, digest, diff_id)
         return _verified(found, 0, ())
 

@@ -25,6 +25,8 @@ from ipfs_store.formats.zstdframes import ZstdFile
 
 Compression = Literal["", "gzip", "zstd"]
 PIECE = 1 << 20
+Advance = Callable[[int], None]
+"""Told how many more bytes were read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,16 @@ def compression_of(head: bytes) -> Compression:
     return "zstd" if head[:4] == ZSTD_MAGIC or skippable else ""
 
 
-async def scan(blob: RangeReader) -> Scan:
+async def scan(blob: RangeReader, advance: Advance | None = None) -> Scan:
     """Read all of ``blob``; raises InvalidLayer and what ``blob`` raises. Memory: a few MiB, 600 bytes an entry."""
-    return await trio.to_thread.run_sync(_scan, blob)
+    return await trio.to_thread.run_sync(_scan, blob, advance)
 
 
 class TarStream:
     """A layer's tar from its beginning. To be used in a thread that trio started, one call at a time."""
 
-    def __init__(self, blob: RangeReader) -> None:
-        self.blob = BlobFile(blob)
+    def __init__(self, blob: RangeReader, advance: Advance | None = None) -> None:
+        self.blob = BlobFile(blob, advance)
         compression = compression_of(self.blob.peek(4))
         raw = cast(BinaryIO, io.BufferedReader(self.blob, PIECE))
         file: BinaryIO
@@ -87,8 +89,9 @@ class TarStream:
 class BlobFile(io.RawIOBase):
     """A `RangeReader` as a file to be read in order, hashed as it is read."""
 
-    def __init__(self, blob: RangeReader) -> None:
+    def __init__(self, blob: RangeReader, advance: Advance | None = None) -> None:
         self._blob = blob
+        self._advance = advance
         self._hash = hashlib.sha256()
         self._at = 0
         self._ahead = b""
@@ -119,8 +122,14 @@ class BlobFile(io.RawIOBase):
 
     def _fetch(self, count: int) -> bytes:
         count = min(count, self._blob.size - self._at)
-        data = trio.from_thread.run(self._blob.read, self._at, count) if count else b""
+        data = trio.from_thread.run(self._read, count) if count else b""
         self._at += len(data)
+        return data
+
+    async def _read(self, count: int) -> bytes:
+        data = await self._blob.read(self._at, count)
+        if self._advance is not None:
+            self._advance(len(data))
         return data
 
 
@@ -149,8 +158,8 @@ class HashedFile:
         return False
 
 
-def _scan(blob: RangeReader) -> Scan:
-    stream = TarStream(blob)
+def _scan(blob: RangeReader, advance: Advance | None) -> Scan:
+    stream = TarStream(blob, advance)
     found: dict[str, Entry] = {}
     members: dict[str, int] = {}
     imply: Callable[[str], None] = implied_directories(found)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 
 from ipfs_store.errors import InvalidInput, InvalidLayer, NotFound
+from ipfs_store.formats.reader import LayerReader
 from ipfs_store.formats.toc import Entry
 
 _WHITEOUT = ".wh."
@@ -20,17 +20,13 @@ _KINDS = {
 _HOPS = 40  # symbolic links in a path, as Linux counts them
 
 
-class LayerFiles(Protocol):
+@dataclass(frozen=True, slots=True)
+class LayerFiles:
     """One layer, opened."""
 
-    @property
-    def entries(self) -> Sequence[Entry]:
-        """Parents before children."""
-        ...
-
-    def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
-        """The chunks of a regular file, or all of it, verified."""
-        ...
+    entries: Sequence[Entry]
+    """Parents before children."""
+    reader: LayerReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +97,11 @@ class ImageFiles:
         if offset > entry.size:
             raise InvalidInput(f"offset {offset} is behind the end of /{entry.path[:300]}, which has {entry.size} bytes")
         end = entry.size if length is None else min(offset + length, entry.size)
-        chunks = tuple(chunk for chunk in entry.chunks if chunk.file_offset < end and chunk.file_offset + chunk.size > offset)
         if not end > offset:
             return
-        at = chunks[0].file_offset if chunks else 0  # a layer without a TOC knows no chunks, and gives all of it
-        async with aclosing(self._layers[file.layer].read(msgspec.structs.replace(entry, chunks=chunks))) as pieces:
+        async with aclosing(self._layers[file.layer].reader.read(entry.path, offset, end - offset)) as pieces:
             async for piece in pieces:
-                yield piece[max(offset - at, 0) : max(end - at, 0)]
-                at += len(piece)
+                yield piece
 
 
 def _merged(layers: Sequence[LayerFiles]) -> dict[str, File]:

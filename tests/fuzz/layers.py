@@ -21,8 +21,8 @@ from ipfs_store.formats.entries import decode_toc, normalise
 from ipfs_store.formats.footer import TocLocation, locate_toc
 from ipfs_store.formats.layer import read_toc
 from ipfs_store.formats.limits import MAX_CHUNK, MAX_NAME, MAX_PATH, MAX_STREAM, MAX_TOC, TAIL
-from ipfs_store.formats.mapped import members
 from ipfs_store.formats.names import ANNOTATION_ZSTD_POSITION, EXTERNAL_TOC_FOOTER, Kind, estargz_footer, stargz_footer
+from ipfs_store.formats.tarball import TarReader
 from ipfs_store.formats.toc import Entry, Toc
 from snapshotter.dataplane.build import build_tree
 from tests.fuzz.choices import Choices
@@ -302,10 +302,15 @@ def detached_seeds() -> Iterator[bytes]:
 
 def tar(data: bytes) -> None:
     """A layer's tar, uncompressed. Every byte of every file lies in the tar."""
-    for member in members(memoryview(data)):
-        assert normalise(member.path) == member.path
-        header = member.header
-        assert len(member.payload) == header.size and (header.type == "reg" or not member.payload)
+    reader = TarReader(io.BytesIO(data))
+    while (header := reader.next()) is not None:
+        path = normalise(header.name)
+        assert normalise(path) == path
+        size = 0
+        while size < _LONGEST and (piece := reader.read(_LONGEST)):
+            size += len(piece)
+        assert size == header.size or size >= _LONGEST
+        assert header.type == "reg" or not header.size
         assert len(header.raw) % 512 == 0 and 0 <= header.mtime_ns < 10**9
 
 

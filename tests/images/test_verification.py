@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.file import UnixfsFile
 from ipfs_store.dag.unixfs import encode_file_node
 from ipfs_store.errors import NodeUnavailable
+from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST, estargz_footer
 from ipfs_store.images.conversion import lazy_form
 from ipfs_store.images.layer_files import open_lazy
 from ipfs_store.images.pull import RemoteImage, resolve
@@ -100,7 +102,7 @@ async def test_a_diff_id_that_lies(tmp_path: Path) -> None:
     result = await kept(node, tmp_path, remade)
     (problem,) = (await verify(node, result.cid)).problems
     assert problem.what == str(Digest.of(remade.compressed[1]))
-    assert f"uncompressed it has the digest {Digest.of(remade.layers[1])}" in problem.message
+    assert f"has the DiffID {Digest.of(remade.layers[1])}, not " in problem.message
 
 
 async def test_a_toc_object_of_another_layer(tmp_path: Path) -> None:
@@ -148,6 +150,29 @@ async def test_chunks_that_are_not_what_the_toc_says(tmp_path: Path) -> None:
     (problem,) = (await verify(node, result.cid)).problems
     assert problem.what == str(Digest.of(forged))
     assert "'noise', chunk at 0: the TOC says sha256:" in problem.message
+
+
+async def test_a_toc_that_is_not_what_the_tar_says(tmp_path: Path) -> None:
+    """Every digest is right; whoever unpacks the layer gets another mode than whoever reads it lazily."""
+    node = MemoryNode()
+    image = await pushed(node, tmp_path, made([{"file": b"contents"}]))
+    remote = await resolve(node, image.cid)
+    blob, layer = await open_lazy(node, remote.manifests[0].layers[0])
+    data = await blob.read(0, blob.size)
+    toc = gzip.decompress(data[layer.toc_offset :])
+    info = tarfile.TarInfo.frombuf(toc[:512], "utf-8", "strict")
+    document = json.loads(toc[512 : 512 + info.size])
+    next(entry for entry in document["entries"] if entry["name"] == "file")["mode"] = 0o4777
+    changed = json.dumps(document).encode()
+    info.size = len(changed)
+    tar = info.tobuf() + changed + bytes(-len(changed) % 512 + 1024)
+    forged = data[: layer.toc_offset] + gzip.compress(tar) + estargz_footer(layer.toc_offset)
+    path = write_lazy(tmp_path, forged, remote, {ANNOTATION_TOC_DIGEST: str(Digest.of(changed))})
+    async with open_image(str(path)) as opened:
+        result = await push_image(node, opened, PushOptions(inspect=lazy_form, preserve_digests=True))
+    (problem,) = (await verify(node, result.cid)).problems
+    assert problem.what == str(Digest.of(forged))
+    assert problem.message == "its TOC is not what its tar says: 'file': mode 2559, in the tar 420"
 
 
 async def test_referrers_are_verified(tmp_path: Path) -> None:
@@ -207,14 +232,16 @@ def with_root(node: MemoryNode, image: PushResult, root: ImageRoot) -> Cid:
     return cid
 
 
-def write_lazy(folder: Path, blob: bytes, image: RemoteImage) -> Path:
-    """An OCI archive of ``image``, its only layer exchanged for ``blob``."""
+def write_lazy(folder: Path, blob: bytes, image: RemoteImage, annotations: dict[str, str] | None = None) -> Path:
+    """An OCI archive of ``image``, its only layer exchanged for ``blob``, with these annotations instead of its own."""
     manifest, config = json.loads(image.manifests[0].data), json.loads(image.manifests[0].config_data)
     config["rootfs"]["diff_ids"] = [str(Digest.of(gzip.decompress(blob)))]
     config_data = json.dumps(config).encode()
     for part in (manifest["config"], *manifest["layers"]):
         del part["urls"]
     manifest["layers"][0] |= {"digest": str(Digest.of(blob)), "size": len(blob)}
+    if annotations is not None:
+        manifest["layers"][0]["annotations"] = annotations
     manifest["config"] |= {"digest": str(Digest.of(config_data)), "size": len(config_data)}
     data = json.dumps(manifest).encode()
     entry = {"mediaType": manifest["mediaType"], "digest": str(Digest.of(data)), "size": len(data)}
