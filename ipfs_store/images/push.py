@@ -138,15 +138,17 @@ class _Pusher:
         data = await self._image.fetch(descriptor)
         index = Index.parse(data, media_type=descriptor.media_type)
         kept: list[Descriptor] = []
+        rewritten: dict[Digest, Digest] = {}
         for item in chosen_manifests(index.manifests, self._options.platforms, self.name):
             kept.append(await self._index(item) if is_index(item.media_type) else await self._manifest(item))
+            rewritten[item.digest] = kept[-1].digest
         if self._options.preserve_digests:
             pushed = await self._document(descriptor, data)
             self._listed += index.manifests
         elif self._options.platforms is not None and len(kept) == 1:
             return kept[0]  # one platform: the index would name what was not pushed
         else:
-            pushed = await self._document(descriptor, index.replace(manifests=kept).to_bytes())
+            pushed = await self._document(descriptor, index.replace(manifests=[item.attesting(rewritten) for item in kept]).to_bytes())
         self._indexes.append(RootBlob.of(pushed))
         return pushed
 

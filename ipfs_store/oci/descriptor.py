@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +32,9 @@ class Platform:
         if self.variant:
             value["variant"] = self.variant
         return value
+
+
+_SUBJECT = "vnd.docker.reference.digest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,14 @@ class Descriptor:
         if self.annotations.get("vnd.docker.reference.type") != "attestation-manifest":
             return None
         try:
-            return Digest.parse(self.annotations.get("vnd.docker.reference.digest", ""))
+            return Digest.parse(self.annotations.get(_SUBJECT, ""))
         except InvalidDigest:
             return None
+
+    def attesting(self, rewritten: Mapping[Digest, Digest]) -> Descriptor:
+        """The same, but attesting what the manifest became; ``rewritten``: digests before and after. Itself where it attests none of these."""
+        after = rewritten.get(self.attests) if self.attests else None
+        return self if after is None else replace(self, annotations={**self.annotations, _SUBJECT: str(after)})
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object, fields in the order that Go's image-spec writes them (mediaType, digest, size, urls, ...)."""

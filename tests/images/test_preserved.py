@@ -26,6 +26,7 @@ from ipfs_store.images.sources import SourceOptions, open_image
 from ipfs_store.images.verification import verify
 from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.nodes.interface import Node
+from ipfs_store.oci.manifest import Index
 from ipfs_store.oci.platform import parse_platform
 from tests.images.conftest import FILES, made
 from tests.images.test_carfile import layer_bytes
@@ -322,6 +323,19 @@ async def test_buildkits_attestations_of_what_is_pushed_are_referrers(tmp_path: 
     assert whole.referrers == ()
     assert [manifest.data for manifest in (await resolve(node, whole.cid, platforms=None)).manifests] == [subject.manifest, attestation]
     assert (await verify(node, whole.cid)).problems == (await verify(node, one.cid)).problems == []
+
+
+async def test_buildkits_attestations_attest_the_manifest_that_the_push_made(tmp_path: Path) -> None:
+    node = MemoryNode()
+    subject, attestation, statement, index = attested("amd64")
+    config = encode(json.loads(MadeImage([statement], architecture="unknown").config) | {"os": "unknown"})
+    path = write_tar(tmp_path / "i.tar", layout_files([described(INDEX, index)], [index, *subject.blobs, attestation, config, statement]))
+    async with open_image(str(path)) as source:
+        pushed = await push_image(node, source, PushOptions(platforms=None))
+    found = await resolve(node, pushed.cid, platforms=None)
+    first, second = Index.parse(found.indexes[0][1], media_type=INDEX).manifests
+    assert str(first.digest) != f"sha256:{sha256(subject.manifest)}", "layers have URLs now"
+    assert second.attests == first.digest
 
 
 async def test_a_source_that_knows_no_referrers_says_so(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ _OPEN = 4  # layers that are fetched or written at a time
 _CONVERTED = 2  # of those, layers that are converted: each uses all processors but for its beginning and end, and has its own memory
 _DEEPEST = 16
 _ALL = "all layers"
-_SUBJECT = "vnd.docker.reference.digest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +233,7 @@ class _Conversion:
         for item in plan.items:
             kept.append((await self._assembled(item))[0])
         # What is about another manifest of the index (build attestations) names it by its digest.
-        kept = [_about(item, self._new) for item in kept]
+        kept = [item.attesting(self._new) for item in kept]
         media_type = to_oci(plan.descriptor.media_type) if self._options.oci else plan.descriptor.media_type
         new = plan.index.replace(media_type=media_type, manifests=kept)
         data = plan.data if (new.media_type, new.manifests) == (plan.index.media_type, plan.index.manifests) else new.to_bytes()
@@ -300,12 +299,6 @@ def _described(before: Descriptor, converted: ConvertedLayer) -> Descriptor:
         return replace(before, media_type=converted.media_type, annotations={**before.annotations, **converted.annotations})
     annotations = {**_without_format(before.annotations), **converted.annotations}
     return Descriptor(converted.media_type, converted.digest, converted.size, (), annotations)
-
-
-def _about(item: Descriptor, new: Mapping[Digest, Digest]) -> Descriptor:
-    said = item.annotations.get(_SUBJECT, "")
-    after = next((after for before, after in new.items() if str(before) == said), None)
-    return item if after is None else replace(item, annotations={**item.annotations, _SUBJECT: str(after)})
 
 
 def _without_format(annotations: Mapping[str, str]) -> dict[str, str]:
