@@ -85,7 +85,9 @@ class Service(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
         """All that match, some at a time."""
-        found = self._call(context, lambda: self._snapshotter.select(parse_filters(request.filters)))
+        # containerd's garbage collection asks without a namespace, and is told of all.
+        namespace = next((str(value) for key, value in context.invocation_metadata() if key == "containerd-namespace"), "")
+        found = self._call(context, lambda: self._snapshotter.select(parse_filters(request.filters), namespace=namespace))
         for start in range(0, len(found), _BATCH):
             yield snapshots_pb2.ListSnapshotsResponse(info=map(_info, found[start : start + _BATCH]))
 

@@ -51,12 +51,16 @@ class Usage:
 class Snapshotter:
     """All operations; thread-safe. Raises StateError, Unavailable (a remote layer that cannot be mounted now), StorageFailed."""
 
-    def __init__(self, root: Path, mounter: LayerMounter, *, data: Sequence[Path] = ()) -> None:
-        """``data``: the data-only layers, where ``mounter`` mounts images of metadata; roots are then mounted by us (`Roots`)."""
+    def __init__(self, root: Path, mounter: LayerMounter, *, data: Sequence[Path] = (), per_namespace: bool = False) -> None:
+        """``data``: the data-only layers, where ``mounter`` mounts images of metadata; roots are then mounted by us (`Roots`).
+
+        ``per_namespace``: no remote layer is shared by containerd's namespaces, whatever an image says of its chain.
+        """
         self._state = SnapshotState(root / "state.db")
         self._folders = Folders(root)
         self._mounter = mounter
         self._data = tuple(data)
+        self._per_namespace = per_namespace
         self._scratch = root / "scratch"
         self._scratch.mkdir(mode=0o700, exist_ok=True)
         unmount_below([self._scratch])  # of a daemon that was killed in the middle of a call
@@ -88,7 +92,10 @@ class Snapshotter:
         """A new active snapshot. With a target in the labels, that is mounted instead where it can be, and AlreadyExists raised."""
         target = labels.get(TARGET, "")
         if target:
-            self._mount_target(target, parent, {**labels, NAMESPACE: namespace_of(key)})
+            namespace = namespace_of(key)
+            # containerd finds what it asked for by its label, and takes whatever name it has.
+            name = f"{namespace}/{target}" if self._per_namespace and namespace else target
+            self._mount_target(name, parent, {**labels, NAMESPACE: namespace})
         return self._create(key, parent, Kind.ACTIVE, labels)
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
@@ -130,9 +137,12 @@ class Snapshotter:
         """Change labels."""
         return self._state.update(name, labels, paths)
 
-    def select(self, wanted: Filter | None = None) -> list[Snapshot]:
-        """Those that match."""
-        return self._state.select(wanted)
+    def select(self, wanted: Filter | None = None, *, namespace: str = "") -> list[Snapshot]:
+        """Those that match; where namespaces share no layers, without the remote ones of others than ``namespace``, if there is one."""
+        found = self._state.select(wanted)
+        if not self._per_namespace or not namespace:
+            return found
+        return [snapshot for snapshot in found if snapshot.remote is None or snapshot.labels.get(NAMESPACE, "") == namespace]
 
     def usage(self, key: str) -> Usage:
         """What it takes on disk: counted now for an active one, when it was committed for others; a remote layer takes nothing here."""

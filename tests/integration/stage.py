@@ -148,12 +148,12 @@ class Stage:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)  # type: ignore[no-any-return]
 
-    def start_daemon(self, *, give_up: float = 60, containerd: str = "/nowhere") -> None:
-        """Start it and wait for its socket. ``containerd``: where layers go that are made of snapshots."""
+    def start_daemon(self, *, give_up: float = 60, containerd: str = "/nowhere", more: str = "") -> None:
+        """Start it and wait for its socket. ``containerd``: where layers go that are made of snapshots; ``more``: of the configuration."""
         self.config.write_text(
             f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\nmount_mode = "{self.mode}"\nmetrics = "{self.metrics}"\n[dataplane]\ngive_up = {give_up}\n'
             f'[node]\nspec = "embedded"\npath = "{self.root}/pulling"\npeers = ["{self.peer}"]\ntimeout = 5\n'
-            f'[containerd]\naddress = "{containerd}"\n'
+            f'[containerd]\naddress = "{containerd}"\n{more}'
         )
         with (self.root / "daemon.log").open("ab") as log:
             self._daemon = subprocess.Popen([BIN / "ipfs-snapshotter", "--config", self.config], stdout=log, stderr=log, env=ENVIRONMENT)

@@ -122,8 +122,9 @@ class Client:
         request.update_mask.paths.extend(paths)
         return self.stub.Update(request).info
 
-    def list(self, *filters: str) -> dict[str, pb.Info]:
-        pages = self.stub.List(pb.ListSnapshotsRequest(snapshotter="ipfs", filters=filters))
+    def list(self, *filters: str, namespace: str = "") -> dict[str, pb.Info]:
+        metadata = [("containerd-namespace", namespace)] if namespace else []
+        pages = self.stub.List(pb.ListSnapshotsRequest(snapshotter="ipfs", filters=filters), metadata=metadata)
         return {info.name: info for page in pages for info in page.info}
 
     def usage(self, key: str) -> tuple[int, int]:
@@ -138,9 +139,9 @@ class Client:
 
 
 @contextlib.contextmanager
-def served(root: Path, mounter: FolderMounter) -> Iterator[Client]:
+def served(root: Path, mounter: FolderMounter, *, per_namespace: bool = False) -> Iterator[Client]:
     native = NativeMounter(mounter, root / "images", "file") if mounter.native else None
-    snapshotter = Snapshotter(root, native or mounter, data=mounter.data if native else ())
+    snapshotter = Snapshotter(root, native or mounter, data=mounter.data if native else (), per_namespace=per_namespace)
     server = start_server(snapshotter, root / "s.sock")
     client = Client(root / "s.sock")
     client.restore = snapshotter.restore

@@ -153,3 +153,36 @@ def test_portable_mounts_say_that_they_cannot_shift_owners(client: Client, mount
         client.prepare_with("container", "one", mapping)
     assert set(client.list()) == {"one"}
     assert client.prepare("container", "one")
+
+
+def prepared_in(client: Client, namespace: str, target: str, parent: str = "", cid: str = CIDS[0]) -> str:
+    """What containerd does for a layer in a namespace: ask for it, and look for what it was told exists; its name with us."""
+    with code(EXISTS):
+        client.prepare_with(f"{namespace}/7/extract {target}", parent, labels(target, cid))
+    found = client.list(f'labels."containerd.io/snapshot.ref"=={target},parent=="{parent}"', namespace=namespace)
+    return next(iter(found))
+
+
+def test_namespaces_share_the_chain_that_the_first_mounted(client: Client, mounter: FolderMounter) -> None:
+    lay_out(mounter, 0, {"a": "text"})
+    assert prepared_in(client, "one", "chain") == prepared_in(client, "two", "chain") == "chain"
+    assert mounter.calls == 1
+
+
+def test_with_a_cache_for_each_namespace_no_chain_is_shared(tmp_path: Path, mounter: FolderMounter) -> None:
+    """An image of the second that names the first one's chain gets its own layers."""
+    lay_out(mounter, 0, {"a": "the first one's"})
+    lay_out(mounter, 1, {"a": "the second one's"})
+    (tmp_path / "own").mkdir()
+    with served(tmp_path / "own", mounter, per_namespace=True) as client:
+        first = prepared_in(client, "first", "chain")
+        second = prepared_in(client, "second", "chain", cid=CIDS[1])
+        assert (first, second) == ("first/chain", "second/chain")
+        assert prepared_in(client, "first", "chain") == first  # again, as for another image
+        above = prepared_in(client, "second", "above", second)
+        assert client.stat(above).parent == second
+        for name, text in ((first, "the first one's"), (second, "the second one's")):
+            with mounted(client.view(f"view {name}", name), tmp_path / "work") as root:
+                assert (root / "a").read_text() == text
+        assert {source.namespace for source in mounter.mounted.values()} == {"first", "second"}
+        assert {name for name in client.list() if "chain" in name} >= {first, second}  # garbage collection sees all
