@@ -48,7 +48,8 @@ class Service(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.PrepareSnapshotRequest, context: grpc.ServicerContext
     ) -> snapshots_pb2.PrepareSnapshotResponse:
         """A new active snapshot."""
-        mounts = self._call(context, lambda: self._snapshotter.prepare(request.key, request.parent, dict(request.labels)))
+        labels, namespace = dict(request.labels), _namespace(context)
+        mounts = self._call(context, lambda: self._snapshotter.prepare(request.key, request.parent, labels, namespace=namespace))
         return snapshots_pb2.PrepareSnapshotResponse(mounts=map(_mount, mounts))
 
     def View(self, request: snapshots_pb2.ViewSnapshotRequest, context: grpc.ServicerContext) -> snapshots_pb2.ViewSnapshotResponse:
@@ -85,8 +86,7 @@ class Service(snapshots_pb2_grpc.SnapshotsServicer):
         self, request: snapshots_pb2.ListSnapshotsRequest, context: grpc.ServicerContext
     ) -> Iterator[snapshots_pb2.ListSnapshotsResponse]:
         """All that match, some at a time."""
-        # containerd's garbage collection asks without a namespace, and is told of all.
-        namespace = next((str(value) for key, value in context.invocation_metadata() if key == "containerd-namespace"), "")
+        namespace = _namespace(context)
         found = self._call(context, lambda: self._snapshotter.select(parse_filters(request.filters), namespace=namespace))
         for start in range(0, len(found), _BATCH):
             yield snapshots_pb2.ListSnapshotsResponse(info=map(_info, found[start : start + _BATCH]))
@@ -142,6 +142,11 @@ def start_server(snapshotter: Snapshotter, socket: Path, differ: Differ | None =
     except (RuntimeError, OSError) as error:
         raise StorageFailed(f"cannot listen on {socket}: {error}") from error
     return server
+
+
+def _namespace(context: grpc.ServicerContext) -> str:
+    """For whom containerd asks. Before 2.0 it does not say, and its garbage collection never does: empty."""
+    return next((str(value) for key, value in context.invocation_metadata() if key == "containerd-namespace"), "")
 
 
 def _mount(mount: Mount) -> mount_pb2.Mount:

@@ -88,14 +88,14 @@ class Snapshotter:
         if everything:
             self._mounter.sweep()
 
-    def prepare(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
-        """A new active snapshot. With a target in the labels, that is mounted instead where it can be, and AlreadyExists raised."""
+    def prepare(self, key: str, parent: str, labels: Mapping[str, str], *, namespace: str = "") -> list[Mount]:
+        """A new active snapshot. With a target in the labels, that is mounted instead where it can be, and AlreadyExists raised.
+
+        ``namespace``: whose call it is, if containerd says so (`select` will then be told, too).
+        """
         target = labels.get(TARGET, "")
         if target:
-            namespace = namespace_of(key)
-            # containerd finds what it asked for by its label, and takes whatever name it has.
-            name = f"{namespace}/{target}" if self._per_namespace and namespace else target
-            self._mount_target(name, parent, {**labels, NAMESPACE: namespace})
+            self._mount_target(target, parent, {**labels, NAMESPACE: namespace_of(key)}, tells=bool(namespace))
         return self._create(key, parent, Kind.ACTIVE, labels)
 
     def view(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
@@ -138,11 +138,11 @@ class Snapshotter:
         return self._state.update(name, labels, paths)
 
     def select(self, wanted: Filter | None = None, *, namespace: str = "") -> list[Snapshot]:
-        """Those that match; where namespaces share no layers, without the remote ones of others than ``namespace``, if there is one."""
+        """Those that match; where namespaces share no layers, without those of others than ``namespace``, if there is one."""
         found = self._state.select(wanted)
         if not self._per_namespace or not namespace:
             return found
-        return [snapshot for snapshot in found if snapshot.remote is None or snapshot.labels.get(NAMESPACE, "") == namespace]
+        return [snapshot for snapshot in found if _owner(snapshot) in ("", namespace)]
 
     def usage(self, key: str) -> Usage:
         """What it takes on disk: counted now for an active one, when it was committed for others; a remote layer takes nothing here."""
@@ -180,9 +180,17 @@ class Snapshotter:
         """Delete what removed snapshots left."""
         self._folders.empty_trash([snapshot.id for snapshot in self._state.select()])
 
-    def _mount_target(self, target: str, parent: str, labels: Mapping[str, str]) -> None:
-        """Raises AlreadyExists when the target is there at the end; returns where an ordinary pull has to bring it."""
-        with self._target(target):
+    def _mount_target(self, wanted: str, parent: str, labels: Mapping[str, str], *, tells: bool) -> None:
+        """Raises AlreadyExists when the target is there at the end; returns where an ordinary pull has to bring it.
+
+        containerd then looks for it by its label, and takes the first that it is shown. ``tells``: it says for which namespace it looks.
+        """
+        with self._target(wanted):
+            namespace = labels[NAMESPACE] if self._per_namespace else ""
+            target = f"{namespace}/{wanted}" if namespace else wanted
+            if namespace and not tells and any(_owner(one) not in ("", namespace) for one in self._named(wanted)):
+                _log.info("%s is pulled the ordinary way: another namespace has it, and this containerd could not tell them apart", target)
+                return
             if self._state.find(target) is not None:
                 raise AlreadyExists(f"target snapshot {target!r} exists already")
             source = layer_source(labels)
@@ -211,6 +219,10 @@ class Snapshotter:
                 return
             _log.info("%s: layer %s mounted from ipfs://%s at %s", target, source.digest, source.cid, path)
             raise AlreadyExists(f"target snapshot {target!r} is mounted")
+
+    def _named(self, target: str) -> list[Snapshot]:
+        """The committed snapshots that containerd may take for the target."""
+        return [one for one in self._state.select() if one.kind is Kind.COMMITTED and one.labels.get(TARGET) == target]
 
     def _shown(self, mounts: Sequence[Mount]) -> Snapshot | None:
         """The snapshot whose contents these mounts show, a view's parent for a view; None if they are not ours."""
@@ -319,6 +331,11 @@ class Snapshotter:
             lock = self._targets[name]
         with lock:
             yield
+
+
+def _owner(snapshot: Snapshot) -> str:
+    """containerd's namespace that it was made for; empty if that is not known."""
+    return snapshot.labels.get(NAMESPACE, "") if snapshot.remote is not None else namespace_of(snapshot.name)
 
 
 def _source(snapshot: Snapshot) -> LayerSource:

@@ -99,8 +99,9 @@ class Client:
     def prepare(self, key: str, parent: str = "", **labels: str) -> list[Mount]:
         return self.prepare_with(key, parent, labels)
 
-    def prepare_with(self, key: str, parent: str, labels: Mapping[str, str]) -> list[Mount]:
-        return list(self.stub.Prepare(pb.PrepareSnapshotRequest(snapshotter="ipfs", key=key, parent=parent, labels=labels)).mounts)
+    def prepare_with(self, key: str, parent: str, labels: Mapping[str, str], *, namespace: str = "") -> list[Mount]:
+        request = pb.PrepareSnapshotRequest(snapshotter="ipfs", key=key, parent=parent, labels=labels)
+        return list(self.stub.Prepare(request, metadata=_metadata(namespace)).mounts)
 
     def view(self, key: str, parent: str = "") -> list[Mount]:
         return list(self.stub.View(pb.ViewSnapshotRequest(snapshotter="ipfs", key=key, parent=parent)).mounts)
@@ -123,8 +124,7 @@ class Client:
         return self.stub.Update(request).info
 
     def list(self, *filters: str, namespace: str = "") -> dict[str, pb.Info]:
-        metadata = [("containerd-namespace", namespace)] if namespace else []
-        pages = self.stub.List(pb.ListSnapshotsRequest(snapshotter="ipfs", filters=filters), metadata=metadata)
+        pages = self.stub.List(pb.ListSnapshotsRequest(snapshotter="ipfs", filters=filters), metadata=_metadata(namespace))
         return {info.name: info for page in pages for info in page.info}
 
     def usage(self, key: str) -> tuple[int, int]:
@@ -136,6 +136,10 @@ class Client:
 
     def close(self) -> None:
         self._channel.close()
+
+
+def _metadata(namespace: str) -> list[tuple[str, str]]:
+    return [("containerd-namespace", namespace)] if namespace else []
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ def test_portable_mounts_say_that_they_cannot_shift_owners(client: Client, mount
 def prepared_in(client: Client, namespace: str, target: str, parent: str = "", cid: str = CIDS[0]) -> str:
     """What containerd does for a layer in a namespace: ask for it, and look for what it was told exists; its name with us."""
     with code(EXISTS):
-        client.prepare_with(f"{namespace}/7/extract {target}", parent, labels(target, cid))
+        client.prepare_with(f"{namespace}/7/extract {target}", parent, labels(target, cid), namespace=namespace)
     found = client.list(f'labels."containerd.io/snapshot.ref"=={target},parent=="{parent}"', namespace=namespace)
     return next(iter(found))
 
@@ -186,3 +186,18 @@ def test_with_a_cache_for_each_namespace_no_chain_is_shared(tmp_path: Path, moun
                 assert (root / "a").read_text() == text
         assert {source.namespace for source in mounter.mounted.values()} == {"first", "second"}
         assert {name for name in client.list() if "chain" in name} >= {first, second}  # garbage collection sees all
+        assert first in client.list(namespace="first")
+        assert first not in client.list(namespace="second")
+
+
+def test_a_containerd_that_does_not_say_for_whom_it_looks_pulls_what_another_namespace_has(tmp_path: Path, mounter: FolderMounter) -> None:
+    lay_out(mounter, 0, {"a": "text"})
+    (tmp_path / "own").mkdir()
+    with served(tmp_path / "own", mounter, per_namespace=True) as client:
+        for _ in range(2):
+            with code(EXISTS):
+                client.prepare_with("first/7/extract", "", labels("chain"))
+        assert client.prepare_with("second/8/extract", "", labels("chain"))
+        client.commit("second/9/chain", "second/8/extract", **{"containerd.io/snapshot.ref": "chain"})
+        client.remove("first/chain")
+        assert client.prepare_with("first/10/extract", "", labels("chain"))
