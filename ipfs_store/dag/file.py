@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 
 import trio
@@ -42,7 +42,8 @@ class UnixfsFile:
         self.cid = cid
         self._get = get
         self._root = root
-        self._nodes: OrderedDict[Cid, FileNode] = OrderedDict()
+        self._nodes: dict[Cid, FileNode] = {}
+        """The interior blocks that were fetched last."""
         self._wants = trio.CapacityLimiter(WANTS_IN_FLIGHT)
 
     @classmethod
@@ -58,8 +59,20 @@ class UnixfsFile:
     async def leaves(self, offset: int, length: int) -> list[Leaf]:
         """The leaves that overlap the range, in order; fetches interior blocks only."""
         found: list[Leaf] = []
-        await self._collect(self.cid, self._root, 0, offset, offset + length, found, 0)
+        walk = self._walk(self.cid, self._root, 0, offset, offset + length, found, 0)
+        missing = next(walk, None)
+        try:
+            while missing is not None:
+                missing = walk.send(await self._interior(missing))
+        except StopIteration:
+            pass
         return found
+
+    def known_leaves(self, offset: int, length: int) -> list[Leaf] | None:
+        """The same where every interior block is in memory, else None. For any thread."""
+        found: list[Leaf] = []
+        missing = next(self._walk(self.cid, self._root, 0, offset, offset + length, found, 0), None)
+        return found if missing is None else None
 
     async def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset``; ValueError outside of the file, InvalidDag where leaves lie about sizes."""
@@ -96,36 +109,36 @@ class UnixfsFile:
             raise InvalidDag(f"leaf {format_cid(leaf.cid)} has {len(data)} bytes where its parent says {leaf.size}")
         return data
 
-    async def _collect(self, cid: Cid, node: FileNode, at: int, start: int, end: int, found: list[Leaf], depth: int) -> None:
+    def _walk(self, cid: Cid, node: FileNode, at: int, start: int, end: int, found: list[Leaf], depth: int) -> Generator[Cid, FileNode]:
+        """Add the leaves of the range to ``found``; asks for interior blocks that are not in memory."""
         if depth > _MAX_DEPTH:
             raise InvalidDag(f"{format_cid(self.cid)} is nested deeper than {_MAX_DEPTH} blocks")
         if node.data and at < end and at + len(node.data) > start:
             found.append(Leaf(cid, at, len(node.data), node.data))
-        at += len(node.data)
-        for child in node.children:
-            if at >= end:
+        first = bisect_right(node.ends, start - at)
+        for number in range(first, len(node.children)):
+            child = node.children[number]
+            begin = at + node.ends[number] - child.size
+            if begin >= end:
                 break
-            if at + child.size > start and child.size:
-                if codec_of(child.cid) == RAW:
-                    found.append(Leaf(child.cid, at, child.size))
-                else:
-                    below = await self._interior(child.cid)
-                    if below.size != child.size:
-                        raise InvalidDag(f"block {format_cid(child.cid)} has {below.size} bytes where its parent says {child.size}")
-                    await self._collect(child.cid, below, at, start, end, found, depth + 1)
-            at += child.size
+            if not child.size:
+                continue
+            if codec_of(child.cid) == RAW:
+                found.append(Leaf(child.cid, begin, child.size))
+                continue
+            below = self._nodes.get(child.cid)
+            if below is None:
+                below = yield child.cid
+            if below.size != child.size:
+                raise InvalidDag(f"block {format_cid(child.cid)} has {below.size} bytes where its parent says {child.size}")
+            yield from self._walk(child.cid, below, begin, start, end, found, depth + 1)
 
     async def _interior(self, cid: Cid) -> FileNode:
-        node = self._nodes.get(cid)
-        if node is None:
-            node = decode_file_node(cid, await _fetch(self._get, cid))
-            if not node.children:
-                return node  # a leaf in dag-pb: read once, not worth keeping
+        node = decode_file_node(cid, await _fetch(self._get, cid))
+        if node.children:  # else it is a leaf in dag-pb: read once, not worth keeping
+            if len(self._nodes) >= _KEPT_NODES:
+                del self._nodes[next(iter(self._nodes))]
             self._nodes[cid] = node
-            if len(self._nodes) > _KEPT_NODES:
-                self._nodes.popitem(last=False)
-        else:
-            self._nodes.move_to_end(cid)
         return node
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from ipfs_store.cids import DAG_PB, RAW, Cid, codec_of, format_cid
 from ipfs_store.dag import dagpb, varint
@@ -32,6 +33,8 @@ class FileNode:
     data: bytes
     children: tuple[Child, ...]
     size: int
+    ends: tuple[int, ...] = ()
+    """Where in the block's part of the file each child ends."""
 
 
 def encode_file_node(children: Sequence[tuple[Cid, int, int]]) -> bytes:
@@ -79,7 +82,8 @@ def _decode(block: bytes) -> FileNode:
     size = len(inline) + sum(sizes)
     if file_size is not None and file_size != size:
         raise InvalidDag(f"it says it has {file_size} bytes, and its parts add up to {size}")
-    return FileNode(inline, tuple(Child(link.cid, part) for link, part in zip(node.links, sizes, strict=True)), size)
+    children = tuple(Child(link.cid, part) for link, part in zip(node.links, sizes, strict=True))
+    return FileNode(inline, children, size, tuple(accumulate(sizes, initial=len(inline)))[1:])
 
 
 def _packed(value: int | bytes) -> list[int]:

@@ -11,6 +11,7 @@ import threading
 import zlib
 from typing import cast
 
+import deflate
 import zstandard
 from isal import igzip_lib, isal_zlib
 
@@ -22,12 +23,16 @@ from ipfs_store.formats.toc import Chunk
 _GZIP = 16 + zlib.MAX_WBITS  # isal and zlib: expect a gzip header
 _PIECE = 1 << 20
 _FIRST_PIECE = 16 << 10
+_SLACK = 512
+"""Bytes that may follow what is needed of a gzip member, for it to be inflated at once: what pads a file in a tar."""
 _MAX_MEMBERS = 1000
 """Of one stream. Ours and the reference's have one or two; a stream of nothing but empty ones (20 bytes each) would take minutes."""
+Data = bytes | bytearray
+"""Uncompressed bytes, which nobody changes: decompressors give what costs them no copy."""
 _ISAL_ERROR = cast("type[Exception]", igzip_lib.IsalError)  # its stub calls it an instance
 
 
-def decode_stream(kind: Kind, data: bytes, needed: int | None = None) -> bytes:
+def decode_stream(kind: Kind, data: bytes | memoryview, needed: int | None = None) -> Data:
     """The first ``needed`` bytes that ``data`` decompresses to, or all of them, up to MAX_STREAM.
 
     ``data`` begins with a gzip member or zstd frame; further ones follow on as one stream (RFC 1952, section 2.2; RFC 8878, section 3.1).
@@ -38,7 +43,7 @@ def decode_stream(kind: Kind, data: bytes, needed: int | None = None) -> bytes:
     if not data or needed == 0:
         return b""
     limit = MAX_STREAM + 1 if needed is None else needed
-    out = _decode_zstd(data, limit) if kind == "zstd:chunked" else _decode_gzip(data, limit)
+    out = _decode_zstd(data, limit) if kind == "zstd:chunked" else _whole_member(data, needed) or _decode_gzip(data, limit)
     if needed is None and len(out) > MAX_STREAM:
         raise InvalidLayer(f"a compressed stream of {len(data)} bytes holds more than the limit of {MAX_STREAM}")
     if needed is not None and len(out) < needed:
@@ -48,7 +53,7 @@ def decode_stream(kind: Kind, data: bytes, needed: int | None = None) -> bytes:
     return out
 
 
-def cut_chunk(stream: bytes, chunk: Chunk) -> bytes:
+def cut_chunk(stream: Data, chunk: Chunk) -> Data:
     """The chunk out of its decompressed stream (a hole, whose ``end`` is its ``offset``, out of nothing); raises InvalidLayer if it is not all there."""
     if chunk.end == chunk.offset:
         return bytes(chunk.size)
@@ -62,12 +67,12 @@ def cut_chunk(stream: bytes, chunk: Chunk) -> bytes:
     return data
 
 
-def decode_chunk(kind: Kind, data: bytes, chunk: Chunk) -> bytes:
+def decode_chunk(kind: Kind, data: bytes, chunk: Chunk) -> Data:
     """``chunk`` out of the blob's range ``[chunk.offset, chunk.end)``, not yet verified; raises InvalidLayer."""
     return cut_chunk(decode_stream(kind, data, chunk.inner_offset + chunk.size), chunk)
 
 
-def verify_chunk(path: str, chunk: Chunk, data: bytes) -> None:
+def verify_chunk(path: str, chunk: Chunk, data: Data) -> None:
     """Check ``data`` against the TOC (estargz, "Content Verification in eStargz"); raises ChunkMismatch.
 
     Only the size is checked where the format has no digest (legacy stargz).
@@ -96,7 +101,24 @@ def inflate(data: bytes, limit: int) -> tuple[bytes, bool]:
     return b"".join(pieces), decoder.eof
 
 
-def _decode_gzip(data: bytes, limit: int) -> bytes:
+def _whole_member(data: bytes | memoryview, needed: int | None) -> bytearray | None:
+    """The first member where it holds what is needed and no more than padding behind it, as nearly all do: a quarter faster than by pieces.
+
+    None for anything else, which may be right all the same. The room for the output is what was asked for: no bomb goes off.
+    """
+    if needed is None:
+        return None
+    try:
+        out = deflate.gzip_decompress(data, needed + _SLACK)
+    except deflate.DeflateError:
+        return None
+    if len(out) < needed:
+        return None
+    del out[needed:]
+    return out
+
+
+def _decode_gzip(data: bytes | memoryview, limit: int) -> bytes:
     pieces: list[bytes] = []
     total = at = members = 0
     # A member may end where a writer began the next one for reasons of its own; what is no member (padding) ends the stream.
@@ -135,7 +157,7 @@ class _Decoders(threading.local):
 _decoders = _Decoders()
 
 
-def _decode_zstd(data: bytes, limit: int) -> bytes:
+def _decode_zstd(data: bytes | memoryview, limit: int) -> bytes:
     pieces: list[bytes] = []
     total = 0
     # Not decompress(): it believes the content size in a frame's header, and would allocate what a stranger asks for.

@@ -87,7 +87,7 @@ def decode_detached(data: bytes, *, expected: str = "") -> DetachedToc:
         raise InvalidLayer(f"the layer's TOC object is damaged: {error}") from error
     if not 0 < size <= MAX_TOC:
         raise InvalidLayer(f"the layer's TOC object says its TOC has {size} bytes (1 to {MAX_TOC} are allowed)")
-    toc = DetachedToc(_KINDS[number], payload_end, decode_stream("zstd:chunked", data[_HEADER.size :], size))
+    toc = DetachedToc(_KINDS[number], payload_end, bytes(decode_stream("zstd:chunked", data[_HEADER.size :], size)))
     if expected and toc.digest != expected:
         raise TocMismatch(f"the layer's TOC object holds a TOC of digest {toc.digest}, and {expected} was asked for")
     return toc

@@ -11,7 +11,7 @@ import trio
 
 from ipfs_store.errors import ChunkMismatch, InvalidLayer, NotSeekable, TocMismatch
 from ipfs_store.formats.blob import RangeReader
-from ipfs_store.formats.chunks import cut_chunk, decode_stream, inflate, verify_chunk
+from ipfs_store.formats.chunks import Data, cut_chunk, decode_stream, inflate, verify_chunk
 from ipfs_store.formats.document import decode_document
 from ipfs_store.formats.entries import decode_toc
 from ipfs_store.formats.footer import TocLocation, locate_toc
@@ -41,7 +41,7 @@ class Layer:
     toc_offset: int
     """Where files end and the TOC (or, if that is elsewhere, the footer) begins."""
 
-    def decode(self, data: bytes, needed: int) -> bytes:
+    def decode(self, data: bytes | memoryview, needed: int) -> Data:
         """The first ``needed`` bytes of a compressed stream of this layer; raises InvalidLayer. CPU work."""
         return decode_stream(self.kind, data, needed)
 
@@ -100,7 +100,7 @@ async def _external(blob: RangeReader | None, expected: set[str]) -> bytes:
 def read_toc(location: TocLocation, compressed: bytes) -> bytes:
     """The TOC's JSON out of its compressed form; raises InvalidLayer. CPU work."""
     if location.kind == "zstd:chunked":
-        data = decode_stream("zstd:chunked", compressed, location.raw_length)
+        data = bytes(decode_stream("zstd:chunked", compressed, location.raw_length))
         if len(data) > MAX_TOC:
             raise InvalidLayer(f"the TOC has {len(data)} bytes, over the limit of {MAX_TOC}")
         return data
@@ -181,7 +181,7 @@ def _together(chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
 def _chunk(kind: Kind, data: bytes, path: str, chunk: Chunk) -> bytes:
     piece = cut_chunk(decode_stream(kind, data, chunk.inner_offset + chunk.size) if data else b"", chunk)
     verify_chunk(path, chunk, piece)
-    return piece
+    return bytes(piece)
 
 
 def _sha256(data: bytes) -> str:

@@ -72,7 +72,7 @@ class ChunkCache:
         finally:
             os.close(file)
 
-    def put(self, digest: bytes, data: bytes, scope: bytes = b"") -> None:
+    def put(self, digest: bytes, data: bytes | bytearray, scope: bytes = b"") -> None:
         """Keep ``data``, whose SHA-256 the caller has found to be ``digest``. Raises nothing: what cannot be kept is not kept."""
         path = self._path(digest, scope)
         if os.path.exists(path):  # noqa: PTH110 - a string, once for every chunk
@@ -120,7 +120,7 @@ class ChunkCache:
                 continue
         return found
 
-    def _write(self, tmp: str, path: str, data: bytes) -> None:
+    def _write(self, tmp: str, path: str, data: bytes | bytearray) -> None:
         try:
             file = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:  # somebody emptied the folder by hand

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ipfs_store.errors import StorageFailed
-from snapshotter.cache.partial import PartialFiles
+from snapshotter.cache.partial import Data, PartialFiles
 from snapshotter.cache.room import Room, on_disk
 
 _log = logging.getLogger(__name__)
 _MODE = 0o444
-Pieces = Sequence[bytes | memoryview]
+Pieces = Sequence[Data]
 
 
 class StoredFile(NamedTuple):
@@ -135,10 +135,13 @@ class ContentStore:
             _log.warning("the cache in %s takes nothing more: %s", self.folder, error.strerror)
             return None
 
-    def write_chunk(self, content: bytes, total: int, chunks: int, number: int, offset: int, data: bytes | memoryview) -> None:
-        """Keep a verified chunk of a file of ``total`` bytes and ``chunks`` chunks; the last one completes it. Raises StorageFailed."""
+    def write_chunks(self, content: bytes, total: int, chunks: int, pieces: Sequence[tuple[int, int, Data]]) -> None:
+        """Keep verified chunks, each (number, offset, bytes), of a file of ``total`` bytes and ``chunks`` chunks; the last one completes it.
+
+        Raises StorageFailed.
+        """
         try:
-            self.partial.write(content, total, chunks, number, offset, data)
+            self.partial.write(content, total, chunks, pieces)
         except OSError as error:
             raise StorageFailed(f"the cache in {self.folder} takes nothing more: {error.strerror}") from error
 

@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from snapshotter.cache.room import Room
 
+Data = bytes | bytearray | memoryview
 _BLOCK = 512  # of st_blocks
 
 
@@ -30,23 +31,32 @@ class PartialFiles:
         self._lock = threading.Lock()
         self._have: dict[bytes, set[int]] = {}
         """Of each content: the chunks that are there."""
+        self._begun: set[bytes] = set()
+        """Contents whose files this process made, with nothing in them that it does not know of."""
 
-    def write(self, content: bytes, total: int, chunks: int, number: int, offset: int, data: bytes | memoryview) -> None:
-        """Keep a verified chunk. Raises OSError, StorageFailed."""
-        self._room.take(len(data))
+    def write(self, content: bytes, total: int, chunks: int, pieces: Sequence[tuple[int, int, Data]]) -> None:
+        """Keep verified chunks, each (number, offset, bytes). Raises OSError, StorageFailed."""
+        size = sum(len(data) for _, _, data in pieces)
+        self._room.take(size)
         try:
             file = self._open(content, total)
             try:
-                at, rest = offset, memoryview(data)
-                while rest:
-                    written = os.pwrite(file, rest, at)
-                    at, rest = at + written, rest[written:]
-                self._found(content, chunks, number, file)
+                for _, offset, data in pieces:
+                    at, rest = offset, memoryview(data)
+                    while rest:
+                        written = os.pwrite(file, rest, at)
+                        at, rest = at + written, rest[written:]
+                self._found(content, chunks, [number for number, _, _ in pieces], file)
             finally:
                 os.close(file)
         except OSError:
-            self._room.give_back(len(data))
+            self._room.give_back(size)
             raise
+
+    def misses(self, content: bytes, numbers: Iterable[int]) -> bool:
+        """Whether none of the chunks is here for certain: the file is this process's own."""
+        with self._lock:
+            return content in self._begun and self._have.get(content, frozenset()).isdisjoint(numbers)
 
     def read(self, content: bytes, chunks: int, number: int, offset: int, size: int, digest: bytes) -> bytes | None:
         """The chunk, hashed; None if it is not there. Raises OSError where a file that is complete by that cannot be kept."""
@@ -63,13 +73,13 @@ class PartialFiles:
             data = os.pread(file, size, offset)
             if hashlib.sha256(data).digest() != digest:
                 return None
-            self._found(content, chunks, number, file)
+            self._found(content, chunks, [number], file)
             return data
         finally:
             os.close(file)
 
-    def _found(self, content: bytes, chunks: int, number: int, file: int) -> None:
-        """A chunk is in that file and right. Until the file is closed, no other gets its inode's number."""
+    def _found(self, content: bytes, chunks: int, numbers: Iterable[int], file: int) -> None:
+        """Chunks are in that file and right. Until the file is closed, no other gets its inode's number."""
         with self._lock:
             try:
                 same = os.path.samestat(os.stat(self._path(content)), os.fstat(file))  # noqa: PTH116
@@ -79,10 +89,11 @@ class PartialFiles:
                 return
             have = self._have.setdefault(content, set())
             before = len(have)
-            have.add(number)
+            have.update(numbers)
             complete = before < chunks == len(have)
             if complete:
                 del self._have[content]
+                self._begun.discard(content)
         if complete:
             self._finish(content, file)
             Path(self._path(content)).unlink(missing_ok=True)
@@ -99,6 +110,7 @@ class PartialFiles:
             except FileExistsError:
                 return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             self._have[content] = set()
+            self._begun.add(content)
         os.ftruncate(file, total)
         return file
 

@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from ipfs_store.errors import IpfsStoreError
+from snapshotter.dataplane.memory import keep_freed
 from snapshotter.dataplane.server import LayerSource, Settings, serve
 from snapshotter.holder import channel
 from snapshotter.holder.channel import Message
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace, source: OpenSource) -> int:
     """`main`, with layers from ``source``."""
+    keep_freed()
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )

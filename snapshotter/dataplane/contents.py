@@ -20,6 +20,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT, RequestContext
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed
+from ipfs_store.formats.chunks import Data
 from snapshotter.cache import ContentStore
 from snapshotter.dataplane.calls import changes_metadata
 from snapshotter.dataplane.keeping import SMALL
@@ -116,7 +117,7 @@ class ContentTree:
         layer.counters.opened.add(index)
         return FileInfo(fh=FileHandleT(inode), keep_cache=True)
 
-    async def read(self, handle: FileHandleT, offset: int, size: int) -> bytes:
+    async def read(self, handle: FileHandleT, offset: int, size: int) -> Data | memoryview:
         """The bytes; EIO where no source has them right."""
         layer, index = self._by_inode(InodeT(handle))
         return await self._read(self._sources(layer.index.id(index)), offset, size)
@@ -127,7 +128,7 @@ class ContentTree:
         # It is there already where it came in one extent.
         await trio.to_thread.run_sync(self._store.put, content, [data], limiter=self._threads)
 
-    async def _read(self, sources: Iterator[tuple[NativeLayer, int]], offset: int, size: int) -> bytes:
+    async def _read(self, sources: Iterator[tuple[NativeLayer, int]], offset: int, size: int) -> Data | memoryview:
         """From the first source that has it right: the same content may lie in several layers."""
         failure: IpfsStoreError | None = None
         for layer, index in sources:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ipfs_store.errors import StorageFailed
+from ipfs_store.formats.chunks import Data
 from snapshotter.cache import ChunkCache, ContentStore, on_disk
 from snapshotter.metadata import ContentIndex
 from snapshotter.metadata.index import NO_DIGEST
 
 _log = logging.getLogger(__name__)
 
-Chunks = dict[int, bytes]
+Chunks = dict[int, Data]
 """Verified chunks by their index in the layer's table."""
 SMALL = 1 << 20
 """Bytes up to which a file is fetched whole when it is looked up, and comes to the store in one piece."""
@@ -38,6 +39,10 @@ class Keeper(Protocol):
 
     def get(self, indices: Sequence[int]) -> Chunks:
         """Those of the chunks that are here, verified."""
+        ...
+
+    def misses(self, indices: Sequence[int]) -> bool:
+        """Whether it is known, without a look at the disk, that none of the chunks is here."""
         ...
 
     def keep(self, chunks: Chunks) -> None:
@@ -87,6 +92,10 @@ class ChunkKeeper:
             if data is not None:
                 found[index] = data
         return found
+
+    def misses(self, indices: Sequence[int]) -> bool:
+        """See `Keeper`."""
+        return False
 
     def keep(self, chunks: Chunks) -> None:
         """See `Keeper`."""
@@ -141,24 +150,28 @@ class ContentKeeper:
                 found[chunk] = data
         return found
 
+    def misses(self, indices: Sequence[int]) -> bool:
+        """See `Keeper`."""
+        index = self._index
+        wanted: dict[int, list[int]] = {}
+        for chunk in indices:
+            wanted.setdefault(index.chunk_content[chunk], []).append(chunk - index.first[index.chunk_content[chunk]])
+        return all(self._store.partial.misses(index.id(number), chunks) for number, chunks in wanted.items())
+
     def keep(self, chunks: Chunks) -> None:
         """See `Keeper`."""
         index = self._index
-        done: set[int] = set()
+        by_content: dict[int, list[int]] = {}
+        for chunk in chunks:
+            by_content.setdefault(index.chunk_content[chunk], []).append(chunk)
         try:
-            for chunk, data in chunks.items():
-                number = index.chunk_content[chunk]
-                if number in done:
-                    continue
-                count = index.count[number]
-                if count == 1:
-                    self._store.put(index.id(number), [data])
-                elif all(other in chunks for other in index.all_chunks(number)):
-                    self._store.put(index.id(number), [chunks[other] for other in index.all_chunks(number)])
-                    done.add(number)
+            for number, there in by_content.items():
+                content, count, first = index.id(number), index.count[number], index.first[number]
+                if len(there) == count:
+                    self._store.put(content, [chunks[chunk] for chunk in sorted(there)])
                 elif index.size[number] > SMALL:
-                    first, offset = index.first[number], index.chunk_file_offset[chunk]
-                    self._store.write_chunk(index.id(number), index.size[number], self._count(number), chunk - first, offset, data)
+                    pieces = [(chunk - first, index.chunk_file_offset[chunk], chunks[chunk]) for chunk in there]
+                    self._store.write_chunks(content, index.size[number], self._count(number), pieces)
         except StorageFailed as error:
             self._store.room.say_once(error.message)
 

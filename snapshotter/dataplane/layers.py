@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ipfs_store.formats.chunks import Data
 from snapshotter.dataplane.keeping import Keeper
 from snapshotter.dataplane.tree import LayerTree
 from snapshotter.metadata.index import ContentIndex
 
-Decode = Callable[[bytes, int], bytes]
+Decode = Callable[[memoryview, int], Data]
 """A compressed stream, and at most how many bytes it may have, to the decompressed stream. CPU work; raises InvalidLayer."""
 
 
@@ -21,6 +22,10 @@ class Blob(Protocol):
 
     async def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes from ``offset``."""
+        ...
+
+    def unverified(self, offset: int, length: int) -> bytes | None:
+        """The same where all of it is on this machine, and not verified: for chunks with digests, which prove the same bytes. In a thread."""
         ...
 
     async def extent(self, offset: int, length: int) -> tuple[int, int]:

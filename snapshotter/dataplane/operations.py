@@ -15,13 +15,14 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FileNameT, FlagT, FUSEError, InodeT, RequestContext, XAttrNameT
 
 from ipfs_store.errors import IpfsStoreError
+from ipfs_store.formats.chunks import Data
 from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ROOT as CONTENT_ROOT
 from snapshotter.dataplane.contents import ContentTree, is_content
@@ -185,7 +186,7 @@ class LayerOperations(pyfuse3.Operations):
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """The bytes, or EIO and one line in the log."""
-        data = b""
+        data: Data | memoryview = b""
         with self._files.reading(fh) as scope:
             if is_content(fh):
                 data = await self._content(lambda: self._contents.read(fh, off, size), errno.ESTALE)
@@ -193,9 +194,9 @@ class LayerOperations(pyfuse3.Operations):
                 data = await self._read(fh, off, size)
         if scope.cancelled_caught:
             raise FUSEError(errno.EINTR)
-        return data
+        return cast("bytes", data)  # pyfuse3 takes whatever has a buffer
 
-    async def _read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+    async def _read(self, fh: FileHandleT, off: int, size: int) -> Data | memoryview:
         number, index = fh >> _HANDLE_NODE & (1 << _HANDLE_LAYER) - 1, fh & (1 << _HANDLE_NODE) - 1
         layer, node = await self._node(InodeT(number << _SHIFT | index))
         try:

@@ -6,6 +6,7 @@ well, since it costs no round trip: a leaf holds dozens of small files, and the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +16,7 @@ from functools import partial
 import trio
 
 from ipfs_store.errors import ChunkMismatch, InvalidLayer, VerificationFailed
+from ipfs_store.formats.chunks import Data
 from snapshotter.cache import RecentChunks
 from snapshotter.dataplane.keeping import Chunks
 from snapshotter.dataplane.layers import Readable
@@ -43,14 +45,14 @@ class _Run:
 class ChunkReader:
     """Reads ranges of files. ``threads`` limits hashing, decompression and the cache's disk: more than that only takes memory."""
 
-    def __init__(self, *, recent: RecentChunks, scheduler: Scheduler[Key, Chunks], threads: trio.CapacityLimiter) -> None:
+    def __init__(self, *, recent: RecentChunks[Data], scheduler: Scheduler[Key, Chunks], threads: trio.CapacityLimiter) -> None:
         self.scheduler = scheduler
         self._recent = recent
         self._threads = threads
         self._flying: dict[Key, _Run] = {}
         """What brings a stream, by layer and offset."""
 
-    async def read(self, layer: Readable, node: int, offset: int, size: int) -> bytes:
+    async def read(self, layer: Readable, node: int, offset: int, size: int) -> Data | memoryview:
         """The bytes that the file has from ``offset``, at most ``size``, verified.
 
         Raises GaveUp (the node was away for too long) and VerificationFailed or InvalidLayer (it gave something else, twice).
@@ -64,7 +66,7 @@ class ChunkReader:
         if len(wanted) == 1:
             at = table.chunk_file_offset[wanted[0]]
             data = chunks[wanted[0]]
-            return data if start == at and end - at == len(data) else data[start - at : end - at]
+            return data if start == at and end - at == len(data) else memoryview(data)[start - at : end - at]
         pieces = []
         for index in wanted:
             at = table.chunk_file_offset[index]
@@ -78,7 +80,7 @@ class ChunkReader:
     async def _get(self, layer: Readable, wanted: Sequence[int], priority: Priority = Priority.DEMAND) -> Chunks:
         found = self._in_memory(layer, wanted)
         missing = [index for index in wanted if index not in found]
-        if missing:
+        if missing and not layer.keeper.misses(missing):
             # One trip to a thread for all: it costs 60 µs, a chunk that is not on the disk 5.
             for index, data in (await trio.to_thread.run_sync(layer.keeper.get, missing, limiter=self._threads)).items():
                 found[index] = data
@@ -164,13 +166,7 @@ class ChunkReader:
         try:
             low, high = await layer.blob.extent(run.start, run.end - run.start)
             self._note(layer, run, layer.table.chunks_between(low, high))
-            try:
-                chunks = await self._fetch_extent(layer, low, high, run.wanted)
-                again = not run.wanted <= chunks.keys()
-            except (VerificationFailed, InvalidLayer):
-                again = True
-            if again:
-                chunks = await self._fetch_extent(layer, low, high, run.wanted)
+            chunks = await self._obtain(layer, low, high, run.wanted)
         finally:
             for index in layer.table.chunks_between(low, high):
                 key = layer.generation, layer.table.stream_offset[index]
@@ -180,13 +176,39 @@ class ChunkReader:
             self._recent.put(self._key(layer, index), chunks[index])
         return chunks
 
+    async def _obtain(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
+        chunks = await trio.to_thread.run_sync(self._unpack_local, layer, low, high, wanted, limiter=self._threads)
+        if wanted <= chunks.keys():
+            layer.counters.fetched += high - low
+            return chunks
+        with contextlib.suppress(VerificationFailed, InvalidLayer):
+            chunks = await self._fetch_extent(layer, low, high, wanted)
+            if wanted <= chunks.keys():
+                return chunks
+        return await self._fetch_extent(layer, low, high, wanted)
+
     async def _fetch_extent(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
         data = await layer.blob.read(low, high - low)
         return await trio.to_thread.run_sync(self._unpack, layer, low, data, wanted, limiter=self._threads)
 
-    def _unpack(self, layer: Readable, start: int, data: bytes, wanted: frozenset[int]) -> Chunks:
-        """In a thread: decompress, cut, verify, keep on disk. A chunk that is not what the TOC promises is left out, and kept nowhere."""
+    def _unpack_local(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
+        """The same of leaves that are all on this machine: they are not hashed, as the chunks are. Without what is wanted if anything is amiss:
+        the node then finds out which leaf it is, and gets another one."""
+        if any(layer.table.digest(index) == NO_DIGEST for index in wanted):
+            return {}
+        data = layer.blob.unverified(low, high - low)
+        try:
+            return {} if data is None else self._unpack(layer, low, data, wanted, proven=False)
+        except InvalidLayer:
+            return {}
+
+    def _unpack(self, layer: Readable, start: int, blob: bytes, wanted: frozenset[int], *, proven: bool = True) -> Chunks:
+        """In a thread: decompress, cut, verify, keep on disk. A chunk that is not what the TOC promises is left out, and kept nowhere.
+
+        ``proven``: whether ``blob`` is what the layer's CID says, which is enough for chunks without a digest.
+        """
         table = layer.table
+        data = memoryview(blob)
         streams: dict[int, list[int]] = {}
         for index in table.chunks_between(start, start + len(data)):
             if not table.is_hole(index):
@@ -204,16 +226,17 @@ class ChunkReader:
                 if asked:
                     raise
                 continue  # cut off at the end of the extent, or damaged: whoever wants it will hear of it
-            self._verify(layer, stream, indices, good)
+            self._verify(layer, stream, indices, good, proven)
         layer.keeper.keep(good)
         return good
 
-    def _verify(self, layer: Readable, stream: bytes, indices: Sequence[int], good: Chunks) -> None:
+    def _verify(self, layer: Readable, stream: Data, indices: Sequence[int], good: Chunks, proven: bool) -> None:
         table = layer.table
         for index in indices:
             inner, size = table.chunk_inner[index], table.chunk_size[index]
             chunk = stream if not inner and len(stream) == size else stream[inner : inner + size]
-            if len(chunk) == size and table.digest(index) in (NO_DIGEST, hashlib.sha256(chunk).digest()):
+            digest = table.digest(index)
+            if len(chunk) == size and (hashlib.sha256(chunk).digest() == digest if digest != NO_DIGEST else proven):
                 good[index] = chunk
 
     def _key(self, layer: Readable, index: int) -> tuple[bytes, bytes | int, int]:

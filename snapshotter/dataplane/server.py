@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed, Unavailable
+from ipfs_store.formats.chunks import Data
 from ipfs_store.formats.footer import TocLocation
 from snapshotter.cache import Candidate, ChunkCache, ContentStore, RecentChunks, Room
 from snapshotter.dataplane import control, fusemount
@@ -126,7 +127,7 @@ class DataPlaneServer:
         # One more than processors: a thread that waits for the disk leaves room for one that computes.
         self._threads = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._scheduler: Scheduler[Key, Chunks] = Scheduler(give_up=settings.give_up)
-        reader = ChunkReader(recent=RecentChunks(), scheduler=self._scheduler, threads=self._threads)
+        reader = ChunkReader(recent=RecentChunks[Data](), scheduler=self._scheduler, threads=self._threads)
         waiters = Waiters()
         room = Room(settings.cache, max_bytes=settings.cache_max_bytes, reserve=settings.cache_reserve)
         self._chunks = ChunkCache(settings.cache, room)

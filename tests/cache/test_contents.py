@@ -37,19 +37,19 @@ def test_a_large_file_appears_when_its_last_chunk_does(tmp_path: Path) -> None:
     store = ContentStore(tmp_path / "c")
     pieces = [bytes([number]) * 1000 for number in range(5)]
     for number in (4, 0, 2, 2, 3):
-        store.write_chunk(name("a"), 5000, 5, number, 1000 * number, pieces[number])
+        store.write_chunks(name("a"), 5000, 5, [(number, 1000 * number, pieces[number])])
     assert not store.has(name("a"))
-    store.write_chunk(name("a"), 5000, 5, 1, 1000, pieces[1])
+    store.write_chunks(name("a"), 5000, 5, [(1, 1000, pieces[1])])
     assert Path(store.path(name("a"))).read_bytes() == b"".join(pieces)
     assert not list((tmp_path / "c/partial").iterdir())
 
 
 def test_chunks_of_another_process_count_once_they_were_hashed(tmp_path: Path) -> None:
     pieces = [bytes([number]) * 5000 for number in range(3)]
-    ContentStore(tmp_path / "c").write_chunk(name("a"), 15_000, 3, 0, 0, pieces[0])
+    ContentStore(tmp_path / "c").write_chunks(name("a"), 15_000, 3, [(0, 0, pieces[0])])
     store = ContentStore(tmp_path / "c")
     for number in (1, 2):
-        store.write_chunk(name("a"), 15_000, 3, number, 5000 * number, pieces[number])
+        store.write_chunks(name("a"), 15_000, 3, [(number, 5000 * number, pieces[number])])
     assert not store.has(name("a"))
     digest = hashlib.sha256(pieces[0]).digest()
     assert store.read_chunk(name("a"), 3, 0, 0, 5000, hashlib.sha256(b"else").digest()) is None
@@ -61,9 +61,9 @@ def test_chunks_of_another_process_count_once_they_were_hashed(tmp_path: Path) -
 def test_a_partial_file_that_was_evicted_is_begun_anew(tmp_path: Path) -> None:
     store = ContentStore(tmp_path / "c")
     for number in range(2):
-        store.write_chunk(name("a"), 12_288, 3, number, 4096 * number, b"x" * 4096)
+        store.write_chunks(name("a"), 12_288, 3, [(number, 4096 * number, b"x" * 4096)])
         (tmp_path / "c/partial" / name("a").hex()).unlink()
-    store.write_chunk(name("a"), 12_288, 3, 2, 8192, b"x" * 4096)
+    store.write_chunks(name("a"), 12_288, 3, [(2, 8192, b"x" * 4096)])
     assert not store.has(name("a"))  # two chunks are holes
 
 
@@ -73,7 +73,7 @@ def test_many_writers_of_one_file_complete_it_once(tmp_path: Path) -> None:
 
     def write(numbers: list[int]) -> None:
         for number in numbers:
-            store.write_chunk(name("a"), 180_000, 60, number, 3000 * number, pieces[number])
+            store.write_chunks(name("a"), 180_000, 60, [(number, 3000 * number, pieces[number])])
 
     threads = [threading.Thread(target=write, args=(list(range(start, 60, 4)) + list(range(60)),)) for start in range(4)]
     for thread in threads:
@@ -131,7 +131,7 @@ def test_after_a_power_failure_only_what_was_synced_is_believed(tmp_path: Path) 
     store.sync()
     for text in ("whole", "torn"):
         store.put(name(text), [text.encode()])
-    store.write_chunk(name("large"), 2000, 2, 0, 0, b"l" * 1000)
+    store.write_chunks(name("large"), 2000, 2, [(0, 0, b"l" * 1000)])
     Path(store.path(name("torn"))).chmod(0o644)
     Path(store.path(name("torn"))).write_bytes(b"")
     _another_boot(tmp_path / "c")

@@ -58,6 +58,13 @@ class FaultyBlob:
         whole = (self.faults.folder / "leaf").exists()
         return (0, self.size) if whole else (offset, offset + length)
 
+    def unverified(self, offset: int, length: int) -> bytes | None:
+        local = self.path.with_suffix(".local")
+        if not local.exists():
+            return None
+        with local.open("rb") as file:
+            return os.pread(file.fileno(), length, offset)
+
     async def read(self, offset: int, length: int) -> bytes:
         with (self.faults.folder / "reads").open("a") as log:
             log.write(f"{self.path.stem} {offset} {length}\n")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ipfs_store.cids import RAW, Cid, cid_of, format_cid
 from ipfs_store.formats.names import ANNOTATION_TOC_DIGEST
 from ipfs_store.images.conversion import lazy_form
 from ipfs_store.images.push import PushedLayer, PushOptions, push_image
+from ipfs_store.nodes.embedded import EmbeddedNode
 from snapshotter.dataplane.layers import Counters
 from snapshotter.dataplane.source import NodeSource
 from tests.images.test_push_pull import VectorImage
@@ -63,3 +66,17 @@ async def test_without_a_digest_the_object_is_not_believed() -> None:
     assert layer.toc is not None
     await NodeSource(node).open(format_cid(layer.cid), "", Counters(), toc=format_cid(layer.toc.cid))
     assert layer.toc.cid not in node.asked
+
+
+async def test_leaves_on_the_disk_are_had_without_the_event_loop(tmp_path: Path) -> None:
+    node = EmbeddedNode(tmp_path / "node")
+    (layer,) = (await push_image(node, VectorImage(), PushOptions(inspect=lazy_form))).layers
+    blob, data = NodeSource(node).blob(format_cid(layer.cid), Counters()), VectorImage().layer.read_bytes()
+    assert blob.unverified(0, len(data)) is None  # which leaves there are is not known yet
+    start, end = await blob.extent(0, len(data))
+    assert (start, end) == (0, len(data))
+    assert blob.unverified(100, len(data) - 200) == data[100:-100]
+    (leaf, *_) = await (await blob.opened()).leaves(len(data) - 1, 1)  # type: ignore[attr-defined]
+    await node.delete(leaf.cid)
+    assert blob.unverified(0, len(data)) is None
+    await node.aclose()
