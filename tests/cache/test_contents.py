@@ -164,7 +164,7 @@ def test_a_part_of_a_file_counts_by_what_it_has_and_goes_like_others(tmp_path: P
     store = ContentStore(tmp_path / "c", Room(tmp_path, max_bytes=8 * MIB))
     store.room.candidates = lambda: [Candidate(False, used, size, path) for used, size, path in store.partial.files()]
     for number in range(12):  # of files of 1 GiB each
-        store.write_chunk(name(str(number)), 1 << 30, 1024, 3, 3 * MIB, bytes(MIB))
+        store.write_chunks(name(str(number)), 1 << 30, 1024, [(3, 3 * MIB, bytes(MIB))])
     assert 0 < store.room.used <= 8 * MIB
     assert store.room.used == store.partial.bytes_on_disk()
 
