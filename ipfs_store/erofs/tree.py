@@ -41,6 +41,9 @@ class Inode:
     children: dict[bytes, Inode] | None = None
     """Names and inodes of a directory; None for everything else."""
 
+    number: int = field(default=-1, init=False, repr=False)
+    """The writer's own, while it writes."""
+
     @property
     def kind(self) -> int:
         """The type bits of the mode."""

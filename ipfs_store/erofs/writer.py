@@ -30,93 +30,94 @@ DIRENT = struct.Struct("<QHBB")
 _DIRENT_SIZE = 12
 _SPECIAL = (b"", b".", b"..")
 _BY_NAME = itemgetter(0)
+_Entries = list[tuple[bytes, Inode]]
 SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")
 
 
-class _Placed:
-    """Where an inode goes and what it takes there."""
+class _Layout:
+    """What goes where. Lists have an item for each inode, by its number (`Inode.number`), or, where that is said, in the order of the image."""
 
-    __slots__ = ("at", "blocks", "chunk_bits", "inode", "last", "nlink", "parent", "tail", "xattrs")
-
-    def __init__(self, inode: Inode, parent: _Placed | None) -> None:
-        self.inode = inode
-        self.parent = parent or self
-        self.at = 0
-        self.nlink = 1
-        self.xattrs = b""
-        self.blocks: list[list[tuple[bytes, _Placed]]] = []
+    def __init__(self) -> None:
+        self.order: list[Inode] = []
+        self.nlink: list[int] = []
+        self.blocks: dict[int, list[_Entries]] = {}
         """Entries of a directory, by block."""
-        self.last = 0
-        """Bytes used in the last of them."""
-        self.tail = 0
-        """Bytes of inline data."""
-        self.chunk_bits = 0
-        """Regular file: log2 of its chunk size in blocks."""
+        self.at: list[int] = []
+        self.xattrs: list[bytes] = []
+        """In the order of the image."""
+        self.tails: list[int] = []
+        """In the order of the image: bytes of inline data."""
 
 
 def write_image(root: Inode) -> bytes:
     """The image of the tree under ``root``; the same tree gives the same bytes. Raises InvalidTree.
 
-    Takes about 6 µs and 230 bytes an entry; all of it is in memory.
+    Takes about 4 µs and 230 bytes an entry; all of it is in memory.
     """
-    placed = _collect(root)
-    shared = SharedXattrs(node.inode.xattrs for node in placed)
-    end = _place(placed, shared)
-    image = bytearray(-(-end // BLOCK) * BLOCK)
-    xattr_block = len(image) // BLOCK
-    if shared.area:
-        image += shared.area
-        image += bytes(-len(image) % BLOCK)
-    _encode(placed, image)
-    SUPERBLOCK.pack_into(
-        image, 1024, MAGIC, 0, 0, 12, 0, placed[0].at // 32, len(placed), 0, 0, len(image) // BLOCK, 0,
-        xattr_block if shared.area else 0, bytes(16), bytes(16), _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
-    )  # fmt: skip
+    layout = _Layout()
+    known: list[Inode] = []
+    try:
+        _collect(root, layout, known)
+        shared = SharedXattrs(inode.xattrs for inode in layout.order)
+        end = _place(layout, shared)
+        image = bytearray(-(-end // BLOCK) * BLOCK)
+        xattr_block = len(image) // BLOCK
+        if shared.area:
+            image += shared.area
+            image += bytes(-len(image) % BLOCK)
+        _encode(layout, image)
+        SUPERBLOCK.pack_into(
+            image, 1024, MAGIC, 0, 0, 12, 0, layout.at[root.number] // 32, len(known), 0, 0, len(image) // BLOCK, 0,
+            xattr_block if shared.area else 0, bytes(16), bytes(16), _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
+    finally:
+        for inode in known:
+            inode.number = -1
     return bytes(image)
 
 
-def _collect(root: Inode) -> list[_Placed]:
+def _collect(root: Inode, layout: _Layout, known: list[Inode]) -> None:
     """Every inode once, directories split into blocks, in depth-first order of names (so that neighbours lie together)."""
+    nlink = layout.nlink
     check_inode(root, b"/")
-    top = _Placed(root, None)
-    top.nlink = 2
-    order: list[_Placed] = []
-    known: dict[int, _Placed] = {id(root): top}
-    stack = [top]
+    root.number = 0
+    known.append(root)
+    nlink.append(2)
+    stack = [(root, root)]
     while stack:
-        node = stack.pop()
-        order.append(node)
-        children = node.inode.children
-        if children is None:
+        node, parent = stack.pop()
+        layout.order.append(node)
+        if node.children is None:
             continue
-        entries: list[tuple[bytes, _Placed]] = [(b".", node), (b"..", node.parent)]
-        below: list[_Placed] = []
-        for name, inode in sorted(children.items(), key=_BY_NAME):  # the same tree in whatever order it was made
+        entries: _Entries = [(b".", node), (b"..", parent)]
+        below: list[tuple[Inode, Inode]] = []
+        for entry in sorted(node.children.items(), key=_BY_NAME):  # the same tree in whatever order it was made
+            name, inode = entry
             if name in _SPECIAL or len(name) > NAME_MAX or b"/" in name or b"\0" in name:
                 raise not_a_name(name)
-            child = known.get(id(inode))
-            if child is None:
+            if inode.number < 0:
                 check_inode(inode, name)
-                child = known[id(inode)] = _Placed(inode, node)
-                if inode.children is not None:
-                    child.nlink = 2
-                below.append(child)
+                inode.number = len(known)
+                known.append(inode)
+                nlink.append(1 if inode.children is None else 2)
+                below.append((inode, node))
+            elif inode.children is not None:
+                raise InvalidTree(f"{name[:80]!r} is a directory with a second name")
             else:
-                if inode.children is not None:
-                    raise InvalidTree(f"{name[:80]!r} is a directory with a second name")
-                child.nlink += 1
+                nlink[inode.number] += 1
             if inode.children is not None:
-                node.nlink += 1
-            entries.append((name, child))
-        entries.sort(key=_BY_NAME)
-        node.blocks, node.last = _split(entries)
-        stack.extend(reversed(below))
-    return order
+                nlink[node.number] += 1
+            entries.append(entry)
+        if len(entries) > 2 and entries[2][0] < b"..":  # names that begin with a space to a comma, or with ".-"
+            entries.sort(key=_BY_NAME)
+        layout.blocks[node.number] = _split(entries)
+        below.reverse()
+        stack += below
 
 
-def _split(entries: list[tuple[bytes, _Placed]]) -> tuple[list[list[tuple[bytes, _Placed]]], int]:
-    blocks: list[list[tuple[bytes, _Placed]]] = []
-    current: list[tuple[bytes, _Placed]] = []
+def _split(entries: _Entries) -> list[_Entries]:
+    blocks: list[_Entries] = []
+    current: _Entries = []
     used = 0
     for entry in entries:
         need = _DIRENT_SIZE + len(entry[0])
@@ -126,66 +127,72 @@ def _split(entries: list[tuple[bytes, _Placed]]) -> tuple[list[list[tuple[bytes,
         current.append(entry)
         used += need
     blocks.append(current)
-    return blocks, used
+    return blocks
 
 
-def _place(placed: list[_Placed], shared: SharedXattrs) -> int:
+def _place(layout: _Layout, shared: SharedXattrs) -> int:
     """Give every inode its offset; the end of the metadata is returned."""
     position = _FIRST_INODE
-    for node in placed:
-        inode = node.inode
-        if inode.xattrs or inode.redirect:
-            node.xattrs = shared.body(inode.xattrs, inode.redirect)
-        fixed = 64 + len(node.xattrs)
+    at = layout.at = [0] * len(layout.order)
+    for inode in layout.order:
+        xattrs = shared.body(inode.xattrs, inode.redirect) if inode.xattrs or inode.redirect else b""
+        layout.xattrs.append(xattrs)
+        size, tail = 64 + len(xattrs), 0
         if inode.mode & 0o170000 == stat.S_IFREG:
-            node.at = position
             if inode.size:
-                node.chunk_bits, node.tail = _chunks(inode.size)
-                node.tail *= 4
-            position += fixed + node.tail
-            position += -position % 32
-            continue
-        if node.blocks:
-            node.tail = node.last if len(node.blocks) == 1 and node.last <= _MAX_INLINE else 0
-        elif inode.link:
-            node.tail = len(inode.link) if len(inode.link) <= _MAX_INLINE else 0
-        if node.tail and (position + fixed) % BLOCK + node.tail > BLOCK:
+                tail = 4 * _chunks(inode.size)[1]
+        elif inode.children is not None:
+            blocks = layout.blocks[inode.number]
+            tail = _used(blocks[0]) if len(blocks) == 1 else 0
+        else:
+            tail = len(inode.link)
+        if tail > _MAX_INLINE and inode.mode & 0o170000 != stat.S_IFREG:
+            tail = 0
+        if tail and (position + size) % BLOCK + tail > BLOCK and inode.mode & 0o170000 != stat.S_IFREG:
             # Inline data may not cross a block: move the inode so that its data starts the next one, or fits into it.
-            position += -(position + fixed) % BLOCK
+            position += -(position + size) % BLOCK
             position += -position % 32
-            if (position + fixed) % BLOCK + node.tail > BLOCK:
+            if (position + size) % BLOCK + tail > BLOCK:
                 position += -position % BLOCK
-        node.at = position
-        position += fixed + node.tail
+        layout.tails.append(tail)
+        at[inode.number] = position
+        position += size + tail
         position += -position % 32
     return position
 
 
+def _used(entries: _Entries) -> int:
+    return _DIRENT_SIZE * len(entries) + sum([len(name) for name, _ in entries])
+
+
 def _chunks(size: int) -> tuple[int, int]:
     """(log2 of the chunk size in blocks, number of chunks) of a file that is one hole, or a few beyond 8 TiB."""
+    if size <= BLOCK:
+        return 0, 1
     bits = (size - 1).bit_length() - 12
     if bits <= _MAX_CHUNK_BITS:
-        return max(bits, 0), 1
+        return bits, 1
     return _MAX_CHUNK_BITS, -(-size // (BLOCK << _MAX_CHUNK_BITS))
 
 
-def _encode(placed: list[_Placed], image: bytearray) -> None:
-    for number, node in enumerate(placed, 1):
-        inode = node.inode
-        layout, union, size, data = _PLAIN, 0, inode.size, b""
+def _encode(layout: _Layout, image: bytearray) -> None:
+    at, nlink = layout.at, layout.nlink
+    for number, (inode, xattrs, tail) in enumerate(zip(layout.order, layout.xattrs, layout.tails, strict=True), 1):
+        form, union, size, data = _PLAIN, 0, inode.size, b""
         if inode.mode & 0o170000 == stat.S_IFREG:
             if size:
-                layout, union, data = _CHUNKED, node.chunk_bits, _HOLE if node.tail == 4 else _HOLE * (node.tail // 4)
-        elif node.blocks:
-            size = (len(node.blocks) - 1) * BLOCK + node.last
-            if node.tail:
-                layout, data = INLINE, _directory_block(node.blocks[0])
+                form, union, data = _CHUNKED, _chunks(size)[0], _HOLE if tail == 4 else _HOLE * (tail // 4)
+        elif inode.children is not None:
+            blocks = layout.blocks[inode.number]
+            size = (len(blocks) - 1) * BLOCK + _used(blocks[-1])
+            if tail:
+                form, data = INLINE, _directory_block(blocks[0], at)
             else:
-                union = _append(image, b"".join(_padded(_directory_block(block)) for block in node.blocks))
+                union = _append(image, b"".join([_padded(_directory_block(block, at)) for block in blocks]))
         elif inode.link:
             size = len(inode.link)
-            if node.tail:
-                layout, data = INLINE, inode.link
+            if tail:
+                form, data = INLINE, inode.link
             else:
                 union = _append(image, _padded(inode.link))
         else:
@@ -193,20 +200,21 @@ def _encode(placed: list[_Placed], image: bytearray) -> None:
             if inode.kind in (stat.S_IFCHR, stat.S_IFBLK):
                 major, minor = inode.rdev
                 union = (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
-        body = node.xattrs + data
-        count = (len(node.xattrs) - 12) // 4 + 1 if node.xattrs else 0
+        place = at[inode.number]
         INODE.pack_into(
-            image, node.at, 1 | layout << 1, count, inode.mode, 0, size, union, number, inode.uid, inode.gid,
-            inode.mtime & 0xFFFFFFFFFFFFFFFF, inode.mtime_ns, node.nlink,
+            image, place, 1 | form << 1, (len(xattrs) - 12) // 4 + 1 if xattrs else 0, inode.mode, 0, size, union, number, inode.uid,
+            inode.gid, inode.mtime & 0xFFFFFFFFFFFFFFFF, inode.mtime_ns, nlink[inode.number],
         )  # fmt: skip
-        image[node.at + 64 : node.at + 64 + len(body)] = body
+        place += 64
+        body = xattrs + data
+        image[place : place + len(body)] = body
 
 
-def _directory_block(entries: list[tuple[bytes, _Placed]]) -> bytes:
+def _directory_block(entries: _Entries, at: list[int]) -> bytes:
     offset = _DIRENT_SIZE * len(entries)
     heads = []
-    for name, child in entries:
-        heads.append(DIRENT.pack(child.at // 32, offset, TYPES[child.inode.mode & 0o170000], 0))
+    for name, inode in entries:
+        heads.append(DIRENT.pack(at[inode.number] // 32, offset, TYPES[inode.mode & 0o170000], 0))
         offset += len(name)
     heads += [name for name, _ in entries]
     return b"".join(heads)

@@ -59,8 +59,8 @@ METACOPY, REDIRECT = b"trusted.overlay.metacopy", b"trusted.overlay.redirect"
 
 def _alone(redirect: bytes) -> bytes:
     """The body of a file that has nothing but a redirect: nearly every regular file."""
-    body = _BEFORE_REDIRECT + struct.pack("<H", len(redirect)) + REDIRECT[8:] + redirect
-    return body + bytes(-len(body) % 4)
+    body = _BEFORE_REDIRECT + len(redirect).to_bytes(2, "little") + REDIRECT[8:] + redirect
+    return body if not len(body) % 4 else body + bytes(-len(body) % 4)
 
 
 def _entry(name: bytes, value: bytes) -> bytes:
