@@ -10,7 +10,7 @@ import trio
 
 from ipfs_store.errors import ChunkMismatch
 from ipfs_store.formats.blob import RangeReader
-from ipfs_store.formats.chunks import cut_chunk, decode_stream, verify_chunk
+from ipfs_store.formats.chunks import Data, cut_chunk, decode_stream, verify_chunk
 from ipfs_store.formats.layer import Layer, read_file
 from ipfs_store.formats.toc import Chunk, Entry
 
@@ -73,7 +73,8 @@ class _Check:
         for _, chunk in run:
             needed[chunk.offset] = max(needed.get(chunk.offset, 0), chunk.inner_offset + chunk.size)
             ends[chunk.offset] = max(ends.get(chunk.offset, 0), chunk.end)
-        at, stream = -1, b""
+        at = -1
+        stream: Data = b""
         for entry, chunk in run:
             if chunk.offset != at:
                 at = chunk.offset
@@ -87,7 +88,7 @@ class _Check:
         """Files whose chunks lie elsewhere than in order in the blob; and those that end in a hole, or are nothing else."""
         return [entry for entry, _, _ in self._files.values()]
 
-    def _file(self, entry: Entry, chunk: Chunk, piece: bytes) -> None:
+    def _file(self, entry: Entry, chunk: Chunk, piece: Data) -> None:
         _, number, hasher = self._files[entry.path]
         while number < len(entry.chunks) and entry.chunks[number].is_hole:
             _add_zeros(hasher, entry.chunks[number].size)
