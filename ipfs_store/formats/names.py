@@ -10,6 +10,8 @@ from typing import Literal
 
 Kind = Literal["estargz", "zstd:chunked", "stargz"]
 """The lazily readable formats: gzip members with an inner or external TOC; zstd frames; gzip as CRFS wrote it, without chunk digests."""
+LAZY: frozenset[Kind] = frozenset(("estargz", "zstd:chunked"))
+"""What can be read lazily and is verified by chunk: stargz of CRFS is not."""
 
 TOC_NAME = "stargz.index.json"
 """Tar entry that holds the TOC (estargz, "TOC and TOCEntries")."""

@@ -17,7 +17,6 @@ from ipfs_store.formats.names import ANNOTATION_TOC_OBJECT
 from ipfs_store.images.chosen import chosen_manifests
 from ipfs_store.images.memory import LayerMemory
 from ipfs_store.images.model import Convert, ConvertedLayer, Image, NoProgress, Progress, PushedLayer, TocObject
-from ipfs_store.images.referrers import collect_referrers
 from ipfs_store.images.root import ROOT_ANNOTATION, ImageRoot, RootBlob, RootLayer, RootManifest, RootReferrer, RootToc
 from ipfs_store.images.sources.incoming import Whole
 from ipfs_store.nodes.interface import Block, Node, Push
@@ -185,6 +184,8 @@ class _Pusher:
         return await self._document(manifest.config, data), list(diff_ids), runs_on
 
     async def _referrers(self) -> tuple[RootReferrer, ...]:
+        from ipfs_store.images.referrers import collect_referrers
+
         blobs = {layer.descriptor.digest: RootBlob.of(layer.descriptor) for layer in self._layers.values()}
         for manifest in self._manifests:
             blobs |= {manifest.blob.digest: manifest.blob, manifest.config.digest: manifest.config}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +14,13 @@ from ipfs_store.cli.formats import FormatRequest, format_options, parse_credenti
 from ipfs_store.cli.settings import Settings, Size
 
 if TYPE_CHECKING:
-    from ipfs_store.images.push import PushResult
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from ipfs_store.formats.names import Kind
+    from ipfs_store.formats.options import WriteOptions
+    from ipfs_store.images.model import Convert, Progress
+    from ipfs_store.images.push import Inspect, PushResult
     from ipfs_store.nodes.interface import Node
 
 
@@ -73,8 +81,7 @@ def command(
 
     from ipfs_store.cli.progress import shown_progress
     from ipfs_store.dag.chunker import Chunker
-    from ipfs_store.images.conversion import layer_converter, lazy_form
-    from ipfs_store.images.conversion.layers import LAZY
+    from ipfs_store.formats.names import LAZY
     from ipfs_store.images.memory import LayerMemory, default_folder
     from ipfs_store.images.push import PushOptions, push_image
     from ipfs_store.images.sources import SourceOptions, open_image
@@ -89,13 +96,13 @@ def command(
         opening = SourceOptions(credentials=credentials, plain_http=plain_http, progress=progress)
         # Any lazily readable layer is right for us as it is, unless a format was asked for.
         reuse = (LAZY if estargz else None) if request.reuses else ()
-        convert = layer_converter(written, reuse=reuse, folder=opening.folder, progress=progress) if written is not None else None
+        convert = _when_needed(lambda: _converter(written, reuse, opening.folder, progress)) if written is not None else None
         rule = Chunker.parse(chunker)
         recipe = repr((written, None if reuse is None else sorted(reuse), str(rule), preserve_digests))
         options = PushOptions(
             platforms=wanted,
             convert=convert,
-            inspect=lazy_form,
+            inspect=_when_needed(_lazy_form),
             chunker=rule,
             memory=LayerMemory(default_folder(), recipe),
             name=full_name,
@@ -111,6 +118,24 @@ def command(
     if preserve_digests and not quiet:
         _tell_not_lazy(result)
     _print(result, pushed_name, as_json=as_json, quiet=quiet)
+
+
+def _when_needed(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """What ``make`` gives, made when it is called: converting takes 0.1 s to import, which a push of layers that are known does without."""
+    made = cache(make)
+    return lambda *arguments: made()(*arguments)
+
+
+def _converter(options: WriteOptions, reuse: Collection[Kind] | None, folder: Path | None, progress: Progress) -> Convert:
+    from ipfs_store.images.conversion import layer_converter
+
+    return layer_converter(options, reuse=reuse, folder=folder, progress=progress)
+
+
+def _lazy_form() -> Inspect:
+    from ipfs_store.images.conversion import lazy_form
+
+    return lazy_form
 
 
 def _tell_not_lazy(result: PushResult) -> None:

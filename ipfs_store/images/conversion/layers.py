@@ -36,8 +36,6 @@ from ipfs_store.oci.media_types import DOCKER_TYPES, Compression, recompressed
 
 _KIND: dict[Format, Kind] = {"estargz": "estargz", "zstd:chunked": "zstd:chunked"}
 _SAYING = (ANNOTATION_TOC_DIGEST, ANNOTATION_ZSTD_CHECKSUM, ANNOTATION_ZSTD_CHECKSUM_OLD)
-LAZY: frozenset[Kind] = frozenset(_KIND.values())
-"""What can be read lazily and is verified by chunk: stargz of CRFS is not."""
 
 
 def layer_converter(
