@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 
 def entry_points(group: str) -> dict[str, str]:
     """Name -> ``module:attribute`` of every entry point of ``group``; of equal names the first on ``sys.path`` counts."""
-    # importlib.metadata takes 50 ms to import, as long as all the rest of `ipfs-store --help`; these files take 1.
     found: dict[str, str] = {}
-    for path in dict.fromkeys(sys.path):
-        for listing in sorted(Path(path or ".").glob("*.dist-info/entry_points.txt")):
-            for name, target in _section(listing.read_text("utf-8"), group):
-                found.setdefault(name, target)
+    for listing in _listings(tuple(sys.path)):
+        for name, target in _section(listing, group):
+            found.setdefault(name, target)
     return found
+
+
+@cache
+def _listings(path: tuple[str, ...]) -> tuple[str, ...]:
+    # importlib.metadata takes 50 ms to import, as long as all the rest of `ipfs-store --help`; these files take 2, once.
+    folders = (Path(folder or ".") for folder in dict.fromkeys(path))
+    return tuple(listing.read_text("utf-8") for folder in folders for listing in sorted(folder.glob("*.dist-info/entry_points.txt")))
 
 
 def load(target: str) -> object:
