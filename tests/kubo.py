@@ -23,9 +23,10 @@ def new_swarm_key() -> str:
 class KuboDaemon:
     """``ipfs daemon`` in the folder ``path``. ``start`` returns when it is ready, ``stop`` when it is gone."""
 
-    def __init__(self, path: Path, *, swarm_key: str | None = None, config: dict[str, Any] | None = None) -> None:
-        """``config``: values to set beyond the defaults, keyed by dotted names (``Gateway.NoFetch``)."""
+    def __init__(self, path: Path, *, swarm_key: str | None = None, config: dict[str, Any] | None = None, profiles: str = "") -> None:
+        """``config``: values to set beyond the defaults, keyed by dotted names (``Gateway.NoFetch``); ``profiles`` of `ipfs init`, with commas."""
         self.path = path
+        self._profiles = ",".join(filter(None, ("server", "test", profiles)))
         self.binary = require_tool("ipfs", go_build=True)
         self.environment = {**os.environ, "IPFS_PATH": str(path), "IPFS_TELEMETRY": "off"}
         self.api = ""
@@ -60,6 +61,12 @@ class KuboDaemon:
         self.api = (self.path / "api").read_text().strip()
         self.gateway = (self.path / "gateway").read_text().strip()
         return self
+
+    def processor_seconds(self) -> float:
+        """What it has taken of a processor, since it was started."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def api_url(self) -> str:
@@ -98,7 +105,7 @@ class KuboDaemon:
         self.stop()
 
     def _init(self, swarm_key: str | None, config: dict[str, Any]) -> None:
-        self.run("init", "--profile", "server,test", "--empty-repo")
+        self.run("init", "--profile", self._profiles, "--empty-repo")
         if swarm_key is not None:
             (self.path / "swarm.key").write_text(swarm_key)
             self.environment["LIBP2P_FORCE_PNET"] = "1"

@@ -46,7 +46,8 @@ class CarReader:
         try:
             while (frame := self._frame(at)) is not None:
                 start, end = frame
-                body = bytes(self._buffer[start:end])
+                with memoryview(self._buffer) as view:
+                    body = bytes(view[start:end])
                 at = end
                 if self.roots is None:
                     self.roots = _header(body)

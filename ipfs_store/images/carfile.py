@@ -163,10 +163,10 @@ class _Arrived:
         try:
             await trio.to_thread.run_sync(self._read, piece, blocks)
         finally:
-            for block in blocks:
-                self.bytes += len(block.data)
-                self._unflushed += len(block.data)
-                await self._push.put(block)
+            size = sum(len(block.data) for block in blocks)
+            self.bytes += size
+            self._unflushed += size
+            await self._push.put_all(blocks)
         if self._unflushed >= _FLUSH:
             await self._push.flush()
             self._unflushed = 0

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ipfs_store.cids import Cid
+from ipfs_store.dag.builder import FileBuilder
+from ipfs_store.dag.chunker import Chunker
 from ipfs_store.formats.options import WriteOptions, Written
 from ipfs_store.formats.writer import write_layer
 from ipfs_store.oci import Descriptor, Digest, Manifest
@@ -50,6 +55,27 @@ def converted(tar: Path, folder: Path) -> OneLayer:
     """The layer ``tar`` as eStargz in ``folder``, in an image."""
     path = folder / f"{tar.stem}.esgz"
     return OneLayer.of(f"docker.io/bench/{tar.stem}:1", path, write_layer(tar, path, WriteOptions()))
+
+
+def last_layer(archive: Path, folder: Path) -> Path:
+    """The tar of the topmost layer of a Docker archive, in ``folder``."""
+    path = folder / f"{archive.stem}.tar"
+    with tarfile.open(archive) as tar, path.open("wb") as file:
+        listed = tar.extractfile("manifest.json")
+        assert listed is not None
+        layer = tar.extractfile(json.load(listed)[0]["Layers"][-1])
+        assert layer is not None
+        shutil.copyfileobj(layer, file, 1 << 20)
+    return path
+
+
+def made_blocks(path: Path, rule: Chunker) -> tuple[list[tuple[Cid, bytes]], Cid]:
+    """The blocks of a blob as a push makes them, and their root."""
+    builder = FileBuilder()
+    blocks = [block for leaf in rule.leaves(memoryview(path.read_bytes())) for block in builder.add(bytes(leaf))]
+    blocks += builder.finish()
+    assert builder.root is not None
+    return blocks, builder.root
 
 
 def write_layout(image: OneLayer, folder: Path) -> Path:
