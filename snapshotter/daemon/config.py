@@ -68,6 +68,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     mount_mode: Literal["auto", "native", "portable"] = "auto"
     """How layers are mounted: ``native`` by EROFS images and overlays of ours, ``portable`` by FUSE folders, ``auto`` by what works."""
+    xino: Literal["on", "off"] = "on"
+    """Of native roots, see overlayfs: one st_dev for all and inode numbers of 64 bits, or inode numbers that 32-bit programs can be told."""
     metrics: str = "127.0.0.1:9817"
     """Where Prometheus metrics are, over HTTP; empty: nowhere."""
     node: NodeConfig = NodeConfig()
@@ -92,6 +94,7 @@ root = "/var/lib/ipfs-snapshotter"
 socket = "/run/ipfs-snapshotter/ipfs-snapshotter.sock"
 log_level = "info"                  # debug, info, warning, error
 mount_mode = "auto"                 # native (EROFS and overlay), portable (FUSE folders), auto: native where the kernel can
+xino = "on"                         # native roots; off: for 32-bit programs built without large files, but du -x then counts no file
 metrics = "127.0.0.1:9817"          # Prometheus, http://127.0.0.1:9817/metrics; "": none
 
 [node]

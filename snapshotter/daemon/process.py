@@ -81,7 +81,9 @@ def run_daemon(config: Config) -> None:
         ended = threading.Event()
         try:
             choice = choose(config.mount_mode, plane, root, timeout=config.dataplane.mount_timeout)
-            snapshotter = Snapshotter(root, choice.mounter, data=choice.data, per_namespace=config.cache.scope == "namespace")
+            snapshotter = Snapshotter(
+                root, choice.mounter, data=choice.data, per_namespace=config.cache.scope == "namespace", xino=config.xino
+            )
             differ = Differ(snapshotter, root / "scratch", lambda namespace: connect(config.containerd.address, namespace))
             if config.metrics:
                 at_end.callback(

@@ -24,9 +24,12 @@ Backing = Literal["file", "loop"]
 """How an image file is mounted: by itself (Linux 6.12 and later), or through a loop device."""
 
 # redirect_dir: a folder can be renamed without its files being copied up; metacopy: chown and chmod copy no data (and data-only layers need
-# it). index: would tie an upper directory to one set of lower ones, which has to be mountable again on another FUSE mount. xino: files and
-# folders have one st_dev, or `du -x` and `tar --one-file-system` would leave every file out.
-_OPTIONS = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"), ("xino", "on"))
+# it). index: would tie an upper directory to one set of lower ones, which has to be mountable again on another FUSE mount.
+_OPTIONS = (("metacopy", "on"), ("redirect_dir", "on"), ("index", "off"))
+Xino = Literal["on", "off"]
+"""On: files and folders have one st_dev, as on an overlay of one file system; without it `du -x` counts no file. The price is inode numbers of
+64 bits, which a 32-bit program that was built without large files cannot be told (EOVERFLOW). overlayfs has no third way: it tells the layers
+apart in the highest bits, or by st_dev."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Stack:
     upper: Path | None = None
     """None: read-only."""
     work: Path | None = None
+    xino: Xino = "on"
 
 
 def mount_image(image: Path, target: Path, backing: Backing) -> None:
@@ -71,6 +75,7 @@ def mount_stack(wanted: Stack, target: Path, *, scratch: Path) -> None:
             *(("datadir+", path) for path in wanted.data),
             *above,
             *_OPTIONS,
+            ("xino", wanted.xino),
         ]
         attributes = 0 if wanted.upper is not None else kernel.READ_ONLY
         try:
@@ -104,7 +109,7 @@ def _mount_by_options(lowers: Sequence[Path], wanted: Stack, target: Path, stack
         return f"/proc/self/fd/{descriptor}"
 
     layers = ":".join(map(named, lowers)) + "".join(f"::{named(path)}" for path in wanted.data)
-    options = [f"lowerdir={layers}", *(f"{key}={value}" for key, value in _OPTIONS)]
+    options = [f"lowerdir={layers}", *(f"{key}={value}" for key, value in _OPTIONS), f"xino={wanted.xino}"]
     if wanted.upper is not None and wanted.work is not None:
         options += [f"upperdir={named(wanted.upper)}", f"workdir={named(wanted.work)}"]
     kernel.mount_options("overlay", ",".join(options), target)

@@ -158,10 +158,18 @@ class Folders:
         if any(self.data_note(int(folder.parent.name)).exists() for folder in (self.upper(number), *lowers) if self._is_ours(folder)):
             # Files of it may have metadata only, and folders may be renamed: it was once mounted by `snapshotter.service.roots`.
             options += ["metacopy=on", "redirect_dir=on"]
+        if len({self._is_ours(folder) for folder in (*lowers, *([self.upper(number)] if active else []))}) > 1:
+            options += _one_device()
         if active:
             options += [f"workdir={self.work(number)}", f"upperdir={self.upper(number)}"]
         options.append("lowerdir=" + ":".join(map(str, lowers)))
         return [Mount("overlay", "overlay", options)]
+
+
+@cache
+def _one_device() -> tuple[str, ...]:
+    # Where layers are on another file system than what is written, files have another st_dev than folders without it: `du -x` counts none.
+    return ("xino=on",) if Path("/sys/module/overlay/parameters/xino_auto").exists() else ()
 
 
 @cache

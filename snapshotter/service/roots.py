@@ -18,7 +18,7 @@ from pathlib import Path
 from ipfs_store.errors import StorageFailed, Unavailable
 from snapshotter.mounts import kernel
 from snapshotter.mounts.idmap import IdMap, user_namespace
-from snapshotter.mounts.stack import Lower, Stack, mount_stack
+from snapshotter.mounts.stack import Lower, Stack, Xino, mount_stack
 from snapshotter.mounts.table import is_mount_point
 from snapshotter.service.folders import Folders, Mount
 
@@ -37,12 +37,13 @@ class Layer:
 class Roots:
     """Mounts roots and takes them away. Thread-safe."""
 
-    def __init__(self, folders: Folders, data: Sequence[Path], scratch: Path) -> None:
+    def __init__(self, folders: Folders, data: Sequence[Path], scratch: Path, *, xino: Xino = "on") -> None:
         """``data``: the data-only layers; ``scratch``: a folder for mounts that exist for a moment."""
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folders = folders
         self._data = tuple(data)
         self._scratch = scratch
+        self._xino: Xino = xino
         self._locks: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._locks_lock = threading.Lock()
 
@@ -66,7 +67,7 @@ class Roots:
                 root.mkdir(mode=0o700, exist_ok=True)
                 self._folders.data_note(number).write_text(self._identity())
                 above = (self._folders.upper(number), self._folders.work(number)) if active else None
-                mount_layers(lowers, root, data=self._data, above=above, idmap=idmap, scratch=self._scratch)
+                mount_layers(lowers, root, data=self._data, above=above, idmap=idmap, scratch=self._scratch, xino=self._xino)
             except OSError as error:
                 raise StorageFailed(f"the root of snapshot {number} cannot be mounted: {error}") from error
         return _bind(root, active=active)
@@ -92,14 +93,22 @@ class Roots:
 
 
 def mount_layers(
-    layers: Sequence[Layer], target: Path, *, data: Sequence[Path], above: tuple[Path, Path] | None, idmap: IdMap | None, scratch: Path
+    layers: Sequence[Layer],
+    target: Path,
+    *,
+    data: Sequence[Path],
+    above: tuple[Path, Path] | None,
+    idmap: IdMap | None,
+    scratch: Path,
+    xino: Xino = "on",
 ) -> None:
     """Mount ``layers``, the uppermost first, with owners shifted as ``idmap`` says; ``above``: upper and work. Raises OSError."""
     with contextlib.ExitStack() as stack:
         shifts = {layer.idmap: IdMap.between(layer.idmap, idmap) for layer in layers}
         namespaces = {have: stack.enter_context(user_namespace(shift)) for have, shift in shifts.items() if shift is not None}
         lowers = [Lower(layer.path, namespaces.get(layer.idmap)) for layer in layers]
-        mount_stack(Stack(lowers, data, *(above or (None, None))), target, scratch=scratch)
+        upper, work = above or (None, None)
+        mount_stack(Stack(lowers, data, upper, work, xino), target, scratch=scratch)
 
 
 def _bind(root: Path, *, active: bool) -> list[Mount]:

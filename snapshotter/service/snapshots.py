@@ -17,6 +17,7 @@ from snapshotter.mounts import kernel
 from snapshotter.mounts.idmap import IdMap
 from snapshotter.mounts.interface import LayerMounter, LayerSource, MountFailed
 from snapshotter.mounts.native import unmount_below
+from snapshotter.mounts.stack import Xino
 from snapshotter.service.folders import Folders, Mount
 from snapshotter.service.labels import NAMESPACE, REMOTE, REMOTE_VALUE, TARGET, TOC, layer_source, namespace_of
 from snapshotter.service.roots import Layer, Roots, mount_layers
@@ -51,10 +52,13 @@ class Usage:
 class Snapshotter:
     """All operations; thread-safe. Raises StateError, Unavailable (a remote layer that cannot be mounted now), StorageFailed."""
 
-    def __init__(self, root: Path, mounter: LayerMounter, *, data: Sequence[Path] = (), per_namespace: bool = False) -> None:
+    def __init__(
+        self, root: Path, mounter: LayerMounter, *, data: Sequence[Path] = (), per_namespace: bool = False, xino: Xino = "on"
+    ) -> None:
         """``data``: the data-only layers, where ``mounter`` mounts images of metadata; roots are then mounted by us (`Roots`).
 
         ``per_namespace``: no remote layer is shared by containerd's namespaces, whatever an image says of its chain.
+        ``xino``: of roots that we mount.
         """
         self._state = SnapshotState(root / "state.db")
         self._folders = Folders(root)
@@ -66,7 +70,7 @@ class Snapshotter:
         unmount_below([self._scratch])  # of a daemon that was killed in the middle of a call
         for left in self._scratch.iterdir():
             left.rmdir() if left.is_dir() else left.unlink()
-        self._roots = Roots(self._folders, data, self._scratch) if data else None
+        self._roots = Roots(self._folders, data, self._scratch, xino=xino) if data else None
         self._targets: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._targets_lock = threading.Lock()
         self._folders.empty_trash([snapshot.id for snapshot in self._state.select()])

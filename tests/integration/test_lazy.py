@@ -107,6 +107,15 @@ def test_a_container_runs_and_writes(pulled: dict[str, Any], containerd: Private
     assert containerd.ctr(*run, "c3") == "vector\n"
 
 
+def test_tools_that_stay_on_one_file_system_see_every_file(pulled: dict[str, Any], containerd: PrivateContainerd) -> None:
+    count = "busybox du -a $0 /etc /bin /usr /var | wc -l"
+    out = containerd.ctr(
+        "run", "--rm", "--snapshotter", "ipfs", "lazy", "du", "sh", "-c", f"{count.replace('$0', '')}; {count.replace('$0', '-x')}"
+    )
+    everything, limited = map(int, out.split())
+    assert limited == everything > 20
+
+
 def test_ipfs_store_run_starts_from_the_cid(on_stage: Stage, containerd: PrivateContainerd, pushed: dict[str, Any]) -> None:
     done = on_stage.cli(
         *on_stage.pulling,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from snapshotter.mounts import stack as stacks
 from snapshotter.mounts.idmap import GID_LABEL, UID_LABEL, IdMap, Range
 from snapshotter.mounts.native import unmount_below
 from snapshotter.mounts.probe import probe
-from snapshotter.mounts.stack import Backing, Lower, Stack, mount_image, mount_stack
+from snapshotter.mounts.stack import Backing, Lower, Stack, Xino, mount_image, mount_stack
 from snapshotter.mounts.table import covering, is_mount_point, mount_table, parse_table
 from tests.mounts.made import image_of
 from tests.requirements import require_root
@@ -49,6 +51,40 @@ def test_an_image_is_mounted_by_file_and_by_loop_device_and_leaves_none(top: Pat
     kernel.unmount(top / "root")
     assert loops() == before
     assert not kernel.unmount(top / "root")
+
+
+# mov ebx, [esp+8]; lea ecx, [esp-512]; mov eax, 106 (stat); int 0x80; neg eax; mov ebx, eax; mov eax, 1 (exit); int 0x80
+_STAT = bytes.fromhex("8b5c2408 8d8c2400feffff b86a000000 cd80 f7d8 89c3 b801000000 cd80")
+
+
+def stat_of_32_bits(path: Path, folder: Path) -> int:
+    """stat(2) as an i386 program calls it that was built without large files; its errno."""
+    size = 84 + len(_STAT)
+    header = struct.pack("<16sHHIIIIIHHHHHH", b"\x7fELF\1\1\1", 2, 3, 1, 0x8048054, 52, 0, 0, 52, 32, 1, 0, 0, 0)
+    program = folder / "stat"
+    program.write_bytes(header + struct.pack("<8I", 1, 0, 0x8048000, 0x8048000, size, size, 5, 4096) + _STAT)
+    program.chmod(0o755)
+    try:
+        return subprocess.run([program, path]).returncode
+    except OSError as error:
+        pytest.skip(f"this kernel runs no i386 programs: {error}")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("xino", "expected", "devices"), [("on", errno.EOVERFLOW, 1), ("off", 0, 2)])
+def test_32_bit_programs_or_one_device(top: Path, xino: Xino, expected: int, devices: int) -> None:
+    """overlayfs tells layers of several file systems apart by high bits of the inode number or by st_dev; on a single one it need not."""
+    (top / "image").write_bytes(image_of(top / "tree", top / "data"))
+    mount_image(top / "image", top / "meta", "file")
+    wanted = Stack([Lower(top / "meta")], [top / "data"], top / "upper", top / "work", xino)
+    mount_stack(wanted, top / "root", scratch=top / "scratch")
+    assert stat_of_32_bits(top / "root/file", top) == expected
+    assert len({(top / "root" / name).stat().st_dev for name in ("", "file")}) == devices
+    kernel.unmount(top / "root")
+    options = f"index=off,lowerdir={top}/tree,upperdir={top}/upper,workdir={top}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", top / "root"], check=True)
+    assert stat_of_32_bits(top / "root/file", top) == 0
+    assert len({(top / "root" / name).stat().st_dev for name in ("", "file")}) == 1
 
 
 @pytest.mark.root
