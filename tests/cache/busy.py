@@ -43,7 +43,7 @@ def work(store: ContentStore, chance: random.Random) -> None:
                 store.put(content, [data[: len(data) // 2], data[len(data) // 2 :]])
             case _:
                 for part in chance.sample(range(7), chance.randrange(1, 8)):
-                    store.write_chunk(content, len(data), 7, part, part * CHUNK, data[part * CHUNK :][:CHUNK])
+                    store.write_chunks(content, len(data), 7, [(part, part * CHUNK, data[part * CHUNK :][:CHUNK])])
         os.write(1, b".")
 
 
