@@ -92,7 +92,7 @@ def _header(body: bytes) -> list[Cid]:
 
 
 def _block(body: bytes) -> tuple[Cid, bytes]:
-    length = _cid_length(body)
+    length = cid_length(body)
     try:
         cid = validate_cid(body[:length])
     except InvalidCid as error:
@@ -102,7 +102,8 @@ def _block(body: bytes) -> tuple[Cid, bytes]:
     return cid, block
 
 
-def _cid_length(body: bytes) -> int:
+def cid_length(body: bytes) -> int:
+    """How many bytes the CID has that ``body`` begins with; raises InvalidDag."""
     if body[:2] == b"\x12\x20":
         return 34  # CIDv0
     at = 0

@@ -1,21 +1,23 @@
-"""Blocks in a folder, one file each, shared by any number of processes.
+"""Blocks in a folder, many to a file, shared by any number of processes.
 
 ::
 
-    STORE/version             "1"
+    STORE/version             "2"
     STORE/lock                short critical sections between writers (shared) and the collector (exclusive)
-    STORE/blocks/XY/bafk...   a block; the file's name is its CID, XY are two of the name's characters
-    STORE/open/ID/            what one process or push is writing: its unfinished files, and the journal of what must be kept
+    STORE/packs/NUMBER.car    blocks, one behind the other (``packs``)
+    STORE/index.sqlite        which block lies where (``index``): what is not in it is not here
+    STORE/open/ID/            a push or process that writes; of a push, the journal of what must be kept
     STORE/pins/bafy...        a pinned root; the file holds the pin's name
 
 Everything that this module and ``staging`` promise rests on three rules:
 
-1. A file under ``blocks/`` was complete when it got its name: it is written under ``open/`` and renamed.
-2. What a push brings is on the disk before it gets its name (``staging``). What was merely fetched is not waited for: after
-   a power cut it may be torn, and then rule 3 finds it out.
-3. Every block is hashed when it is read. One that does not match is removed, logged, and counts as absent.
+1. A block is written before its row. A row that is there says where a whole block was.
+2. What a push brings is on the disk before it gets rows, and the rows are when the push says so (``staging``). What was merely fetched is not
+   waited for: after a power cut it may be torn, and then rule 3 finds it out.
+3. Every block is hashed when it is read. One that does not match is looked up again, since the collector may have been quicker than the reader;
+   if it still does not, it is removed, logged, and counts as absent.
 
-Nobody cleans up after a process that was killed, except the next one to open the store: each ``open/ID`` is locked by its
+Nobody cleans up after a process that was killed, except the next one to open the store: each ``open/ID`` and each pack is locked by its
 owner, so one that can be locked by somebody else has none.
 """
 
@@ -23,26 +25,32 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ctypes
 import logging
 import os
-import secrets
-import shutil
-import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from ipfs_store.cids import Cid, cid_of, format_cid, validate_cid, verify_block
+from ipfs_store.cids import Cid, format_cid, validate_cid, verify_block
 from ipfs_store.cids.cid import identity_block
 from ipfs_store.errors import BlockMismatch, InvalidCid, StorageFailed
-from ipfs_store.nodes.locks import locked, storage_failed, try_lock
+from ipfs_store.nodes.disk import sync_file_system
+from ipfs_store.nodes.index import Index, IndexDamaged, Row
+from ipfs_store.nodes.interface import Block
+from ipfs_store.nodes.locks import locked, storage_failed
+from ipfs_store.nodes.owned import OwnedFolder, remove_abandoned
+from ipfs_store.nodes.packs import Appender, Packs, Place, first_location, frame_head
+from ipfs_store.nodes.scan import scan
 
 _log = logging.getLogger(__name__)
-_libc = ctypes.CDLL(None, use_errno=True)
-_VERSION = "1"
-_EMPTY_FILES = {cid_of(codec, b"") for codec in (0x55, 0x70, 0x71)}
+T = TypeVar("T")
+_VERSION = "2"
+_RUN = 4 << 20  # bytes read at once, at most
+_LISTED = 4096  # CIDs at a time
+_GAP = 4096  # bytes between two blocks that are read along: less than another call costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,273 +59,261 @@ class StoreStats:
 
     blocks: int
     bytes: int
+    packs: int
+    disk: int
+    """Bytes that the packs take, with those of deleted blocks that were not collected yet."""
 
 
 class BlockStore:
-    """The folder. Every method is synchronous, blocks on the disk, and may be called from any thread."""
+    """The folder. Every method is synchronous, blocks on the disk, may be called from any thread, and raises StorageFailed."""
 
     def __init__(self, path: Path) -> None:
-        """Open the store at ``path``, made if missing, and clean up after killed processes; raises StorageFailed."""
+        """Open the store at ``path``, made if missing, and clean up after killed processes."""
         self.path = path
-        self._blocks = str(path / "blocks")
-        self._counter = 0
+        self.lock = path / "lock"
+        self.index = Index(path / "index.sqlite")
+        self.packs = Packs(path / "packs", lambda number: self.repaired(partial(self.index.end_of, number)))
+        self._appender = Appender(self.packs)
         self._mutex = threading.Lock()
         try:
-            for folder in (path, path / "blocks", path / "open", path / "pins"):
+            for folder in (path, path / "packs", path / "open", path / "pins"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._check_version()
         except OSError as error:
             raise storage_failed(error, path, "open the block store") from error
-        remove_abandoned(path / "open")
+        if not self.index.inode():
+            self._rebuild(0, "is gone")
+        if remove_abandoned(path / "open"):
+            for number in self.packs.numbers():
+                self.packs.trim(number)
         self._own = OwnedFolder.make(path / "open")
 
     def close(self) -> None:
         """Give up what this object has open; it cannot write any more."""
+        with self._mutex:
+            self._appender.close()
+        self.index.close()
         self._own.remove()
 
     def read(self, cid: Cid) -> bytes | None:
-        """The block, verified; None if it is not here (a corrupt one is removed and logged). Raises StorageFailed."""
-        inside = identity_block(cid) if cid[2:4] != b"\x12\x20" else None
+        """The block, verified; None if it is not here (a corrupt one is removed and logged)."""
+        inside = identity_block(cid)
         if inside is not None:
             return inside
-        path = self.path_of(cid)
-        data = self._read_file(path)
-        if data is None:
+        place = self.place_of(cid)
+        if place is None:
             return None
-        try:
-            verify_block(cid, data)
-        except BlockMismatch:
-            return self._set_aside(cid, path)
-        return data
+        data = self.packs.read(place.pack, place.offset, place.size)
+        return data if _matches(cid, data) else self._second_look(cid)
 
     def read_many(self, cids: Sequence[Cid], *, verify: bool = True) -> list[bytes | None]:
-        """The blocks, each as ``read`` gives it. Without ``verify`` they are not hashed: for who holds what comes of them to another digest."""
-        if verify:
-            return [self.read(cid) for cid in cids]
-        return [inside if (inside := identity_block(cid)) is not None else self._read_file(self.path_of(cid)) for cid in cids]
+        """The blocks, each as ``read`` gives it; neighbours are read together.
+
+        Without ``verify`` they are not hashed: for who holds what comes of them to another digest, and asks again where it does not fit.
+        """
+        inside = {cid: identity_block(cid) for cid in cids if cid[2:4] != b"\x12\x20"}
+        found = {cid: data for cid, data in inside.items() if data is not None}
+        ordered = sorted(((place, cid) for cid, place in self.find(cids).items()), key=lambda item: item[0].location)
+        for run in _runs(ordered):
+            first, last = run[0][0], run[-1][0]
+            read = memoryview(self.packs.read(first.pack, first.offset, last.offset + last.size - first.offset))
+            for place, cid in run:
+                data = bytes(read[place.offset - first.offset :][: place.size])
+                whole = data if not verify or _matches(cid, data) else self._second_look(cid)
+                if whole is not None:
+                    found[cid] = whole
+        return [found.get(cid) for cid in cids]
 
     def has(self, cid: Cid) -> bool:
         """Whether the block is here, without reading it."""
-        return self.size(cid) is not None
+        return identity_block(cid) is not None or self.place_of(cid) is not None
+
+    def missing(self, cids: Iterable[Cid]) -> list[Cid]:
+        """Those of the blocks that are not here, in order, without reading any."""
+        wanted = [cid for cid in dict.fromkeys(cids) if identity_block(cid) is None]
+        places = self.find(wanted)
+        return [cid for cid in wanted if cid not in places]
 
     def size(self, cid: Cid) -> int | None:
         """The block's length in bytes, None if it is not here."""
-        inside = identity_block(cid) if cid[2:4] != b"\x12\x20" else None
+        inside = identity_block(cid)
         if inside is not None:
             return len(inside)
-        path = self.path_of(cid)
-        try:
-            size = os.stat(path).st_size  # noqa: PTH116 (twice as fast as a Path, and called for every block of a push)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise storage_failed(error, path, "look for a block") from error
-        # A file that a power cut left without its data has length 0 (ext4, XFS: the size is set when the data is written).
-        return size if size or cid in _EMPTY_FILES else None
+        place = self.place_of(cid)
+        return place.size if place is not None else None
+
+    def place_of(self, cid: Cid) -> Place | None:
+        """Where the block lies."""
+        return self.find([cid]).get(cid)
+
+    def find(self, cids: Sequence[Cid]) -> dict[Cid, Place]:
+        """Where those of the blocks lie that are here."""
+        while True:
+            found = self.repaired(partial(self.index.find, cids))
+            ends: dict[int, int] = {}
+            for place in found.values():
+                ends[place.pack] = max(ends.get(place.pack, 0), place.offset + place.size)
+            # A file that was removed, or that a power cut left shorter than it was. The bytes of the others are hashed by who reads them.
+            short = [pack for pack, end in ends.items() if self.packs.disk_usage(pack)[0] < end]
+            if not short:
+                return found
+            for pack in short:
+                self._forget_behind_end(pack)
 
     def write(self, cid: Cid, data: bytes) -> bool:
-        """Store a verified block, without waiting for the disk; whether it is new. Raises StorageFailed."""
-        if self.size(cid) == len(data):
-            return False
-        with self._mutex:
-            self._counter += 1
-            name = str(self._counter)
-        temporary = str(self._own.path / name)
-        write_file(temporary, data, cid)
-        self.adopt(temporary, self.path_of(cid))
-        return True
+        """Store a verified block, without waiting for the disk; whether it is new."""
+        return self.write_many([Block(cid, data)]) == 1
 
-    def adopt(self, temporary: str, path: str) -> None:
-        """Give a complete file its place (see ``path_of``); raises StorageFailed, and then the file is gone."""
-        try:
-            try:
-                os.rename(temporary, path)  # noqa: PTH104
-            except FileNotFoundError:
-                Path(path).parent.mkdir(mode=0o700, exist_ok=True)
-                os.rename(temporary, path)  # noqa: PTH104
-        except OSError as error:
-            Path(temporary).unlink(missing_ok=True)
-            raise storage_failed(error, path, "store a block") from error
+    def write_many(self, blocks: Sequence[Block]) -> int:
+        """Store verified blocks of a few megabytes together, all or none, without waiting for the disk; how many are new."""
+        fresh = {block.cid: block for block in blocks if identity_block(block.cid) is None}
+        # One after the other, so that rows come in the order of their locations: before a pack's last row, what has none is free to be taken.
+        with self._mutex:
+            for cid in self.find(list(fresh)):
+                del fresh[cid]
+            if fresh:
+                try:
+                    places = self._appender.append(list(fresh.values()))
+                    rows = [Row(place.location, place.size, cid) for cid, place in zip(fresh, places, strict=True)]
+                    self.repaired(partial(self.index.insert, rows, durable=False))
+                except BaseException:
+                    self._appender.take_back()
+                    raise
+                self._appender.keep()
+        return len(fresh)
 
     def delete(self, cid: Cid) -> int:
-        """Forget a block; its length, or 0 if it was not here. Raises StorageFailed."""
-        path = self.path_of(cid)
-        try:
-            size = os.stat(path).st_size  # noqa: PTH116
-            os.unlink(path)  # noqa: PTH108
-        except FileNotFoundError:
+        """Forget a block; its length, or 0 if it was not here."""
+        place = self.place_of(cid)
+        if place is None:
             return 0
-        except OSError as error:
-            raise storage_failed(error, path, "delete a block") from error
-        return size
+        self.repaired(partial(self.index.delete, [place.location]))
+        self.packs.free(place.pack, [(place.offset - len(frame_head(cid, place.size)), place.offset + place.size)])
+        return place.size
 
-    def shards(self) -> list[str]:
-        """The folders that blocks lie in."""
-        try:
-            return sorted(entry.name for entry in Path(self._blocks).iterdir())
-        except OSError as error:
-            raise storage_failed(error, self._blocks, "list the blocks") from error
-
-    def shard(self, name: str) -> Iterator[tuple[Cid, int]]:
-        """The blocks of one shard, with their lengths in bytes."""
-        folder = f"{self._blocks}/{name}"
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    try:
-                        cid = cid_of_name(entry.name)
-                        size = entry.stat().st_size
-                    except FileNotFoundError:
-                        continue
-                    except InvalidCid:
-                        _log.warning("%s/%s is no block of ours; it is left alone", folder, entry.name)
-                        continue
-                    if size or cid in _EMPTY_FILES:
-                        yield cid, size
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise storage_failed(error, folder, "list the blocks") from error
+    def cids(self) -> Iterator[list[Cid]]:
+        """Every block, each once, some at a time."""
+        last = b""
+        while found := self.repaired(partial(self.index.cids_after, last, _LISTED)):
+            yield found
+            last = found[-1]
 
     def stats(self) -> StoreStats:
-        """Count everything: reads every folder, so it takes about 2 s for a million blocks."""
-        blocks = size = 0
-        for name in self.shards():
-            for _, length in self.shard(name):
-                blocks += 1
-                size += length
-        return StoreStats(blocks, size)
+        """Count everything: reads the whole index, 0.1 s for a million blocks."""
+        blocks, size = self.repaired(self.index.totals)
+        numbers = self.packs.numbers()
+        return StoreStats(blocks, size, len(numbers), sum(self.packs.disk_usage(number)[1] for number in numbers))
 
     def open_disk(self) -> int:
-        """A descriptor for ``sync``, which tells of the writes that failed since it was opened; raises StorageFailed."""
+        """A descriptor for ``sync``, which tells of the writes that failed since it was opened."""
         try:
             return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise storage_failed(error, self.path, "open the block store") from error
 
     def sync(self, disk: int) -> None:
-        """Return when all that was written before is on the disk; raises StorageFailed.
-
-        One syncfs instead of an fsync per file: on ext4 each fsync commits the journal, which costs milliseconds, and an
-        image has thousands of blocks. It also waits for what other programs wrote to this file system.
-        """
-        if _libc.syncfs(disk) != 0:
-            code = ctypes.get_errno()
-            raise storage_failed(OSError(code, os.strerror(code)), self.path, "write the blocks to the disk")
-
-    def path_of(self, cid: Cid) -> str:
-        """Where the block's file is or would be."""
-        name = format_cid(cid)
-        return f"{self._blocks}/{name[-3:-1]}/{name}"  # the last character has 3 bits only: 1,024 shards, evenly filled
-
-    def _read_file(self, path: str) -> bytes | None:
+        """Return when all that anybody wrote before is on the disk. It also waits for what other programs wrote to this file system."""
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+            sync_file_system(disk)
+        except OSError as error:
+            raise storage_failed(error, self.path, "write the blocks to the disk") from error
+
+    def repaired(self, work: Callable[[], T]) -> T:
+        """``work``, once more with a new index where the index turns out to be damaged. Not while the store's lock is held."""
+        try:
+            return work()
+        except IndexDamaged as damage:
+            self._rebuild(damage.inode, damage.why)
+            return work()
+
+    def _rebuild(self, inode: int, why: str) -> None:
+        with locked(self.lock, exclusive=True, timeout=600):
+            if self.index.inode() != inode:
+                return  # another process did it meanwhile
+            numbers = self.packs.numbers()
+            count = 0
+
+            def rows() -> Iterator[Row]:
+                nonlocal count
+                for number in numbers:
+                    for row in self._scanned(number):
+                        count += 1
+                        yield row
+
+            self.index.replace(rows())
+            if numbers:
+                _log.warning(
+                    "%s: the index of the blocks %s; it was made again from %d packs: %d blocks", self.path, why, len(numbers), count
+                )
+
+    def _scanned(self, number: int) -> Iterator[Row]:
+        path = self.packs.path(number)
+        try:
+            with path.open("rb") as file:
+                for found in scan(file.fileno()):
+                    yield Row(first_location(number) + found.offset, found.size, found.cid)
+        except OSError as error:
+            raise storage_failed(error, path, "read a pack") from error
+
+    def _second_look(self, cid: Cid) -> bytes | None:
+        """A block that did not match, looked up and read again with nobody else at it."""
+        self.place_of(cid)  # repairs the index, which cannot be done with the lock
+        with locked(self.lock, exclusive=True):
+            place = self.index.find([cid]).get(cid)
+            if place is None:
+                return None
+            data = self.packs.read(place.pack, place.offset, place.size)
+            if _matches(cid, data):
+                return data
+            _log.error(
+                "%s: the %d bytes from %d on are not the block %s (a torn write or a bad disk); it is removed",
+                self.packs.path(place.pack), place.size, place.offset, format_cid(cid),
+            )  # fmt: skip
+            self.index.delete([place.location])
             return None
-        except OSError as error:
-            raise storage_failed(error, path, "read a block") from error
-        try:
-            data = os.read(handle, os.fstat(handle).st_size + 1)
-        except OSError as error:
-            raise storage_failed(error, path, "read a block") from error
-        finally:
-            os.close(handle)
-        return data
 
-    def _set_aside(self, cid: Cid, path: str) -> bytes | None:
-        # Another process may have put a good file there since we read: look again, with nobody else at it.
-        with locked(self.path / "lock", exclusive=True):
-            data = self._read_file(path)
-            if data is None:
-                return None
-            try:
-                verify_block(cid, data)
-            except BlockMismatch:
-                _log.error("%s: the block of %d bytes does not match its CID (a torn write or a bad disk); it is removed", path, len(data))
-                self.delete(cid)
-                return None
-        return data
+    def _forget_behind_end(self, pack: int) -> None:
+        """Remove the rows of blocks that lie behind the end of their pack."""
+        with locked(self.lock, exclusive=True):
+            length = self.packs.disk_usage(pack)[0]
+            count = self.index.delete_behind(pack, length)
+            if count:
+                _log.error("%s ends at byte %d, before %d of its blocks; they are removed", self.packs.path(pack), length, count)
 
     def _check_version(self) -> None:
         path = self.path / "version"
         if not path.exists():
             path.write_text(_VERSION + "\n")
-        elif (found := path.read_text().strip()) not in (_VERSION, ""):
+        elif (found := path.read_text().strip()) == "1":
+            raise StorageFailed(
+                f"{self.path}: this block store has format 1, one file for each block, which only versions before the first release had",
+                hint=f"remove it (`rm -r {self.path}`) and push or pull again, or use another folder with IPFS_STORE_PATH",
+            )
+        elif found not in (_VERSION, ""):
             raise StorageFailed(
                 f"{self.path}: this block store has format {found[:20]!r}; this program knows format {_VERSION}",
                 hint="use the version of ipfs-store that made it, or another folder with IPFS_STORE_PATH",
             )
 
 
-class OwnedFolder:
-    """A folder under ``open/`` that belongs to a living process: locked until it is removed, or its owner is gone."""
-
-    def __init__(self, path: Path, handle: int) -> None:
-        """Use ``make``."""
-        self.path = path
-        self._handle = handle
-
-    @classmethod
-    def make(cls, parent: Path) -> OwnedFolder:
-        """A new one; raises StorageFailed."""
-        while True:
-            path = parent / secrets.token_hex(8)
-            try:
-                path.mkdir(mode=0o700)
-                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                if parent.is_dir():
-                    continue  # somebody who cleaned up took it between the two calls
-                raise StorageFailed(f"{parent}: the folder is gone") from None
-            except OSError as error:
-                raise storage_failed(error, path, "make a folder") from error
-            if try_lock(handle, exclusive=True) and path.exists():
-                return cls(path, handle)
-            os.close(handle)
-
-    def remove(self) -> None:
-        """Delete it and all that is in it."""
-        if self._handle >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.close(self._handle)
-            self._handle = -1
-
-
-def remove_abandoned(parent: Path) -> None:
-    """Delete the folders under ``parent`` whose owners are gone."""
+def _matches(cid: Cid, data: bytes) -> bool:
     try:
-        paths = list(parent.iterdir())
-    except OSError as error:
-        raise storage_failed(error, parent, "list unfinished writes") from error
-    for path in paths:
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise storage_failed(error, path, "clean up unfinished writes") from error
-        try:
-            if try_lock(handle, exclusive=True):
-                _log.info("%s: removing what a process that is gone left unfinished", path)
-                shutil.rmtree(path, ignore_errors=True)
-        finally:
-            os.close(handle)
+        verify_block(cid, data)
+    except BlockMismatch:
+        return False
+    return True
 
 
-def write_file(path: str, data: bytes, cid: Cid) -> None:
-    """Write a new file whole, or not at all; raises StorageFailed, naming the path."""
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-        finally:
-            os.close(handle)
-    except OSError as error:
-        Path(path).unlink(missing_ok=True)
-        raise storage_failed(error, path, f"write block {format_cid(cid)}") from error
+def _runs(ordered: Sequence[tuple[Place, Cid]]) -> Iterator[Sequence[tuple[Place, Cid]]]:
+    """Neighbours together."""
+    start = 0
+    for at, (place, _) in enumerate(ordered):
+        first, before = ordered[start][0], ordered[max(at - 1, start)][0]
+        if at > start and (place.location - before.location - before.size > _GAP or place.location + place.size - first.location > _RUN):
+            yield ordered[start:at]
+            start = at
+    if ordered:
+        yield ordered[start:]
 
 
 def cid_of_name(name: str) -> Cid:

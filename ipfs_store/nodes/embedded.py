@@ -103,7 +103,8 @@ class EmbeddedNode:
 
     async def local_run(self, cids: Sequence[Cid]) -> int:
         """How many of the blocks, from the first on, the store itself has; none of them is read."""
-        return await self._on_disk(lambda: next((number for number, cid in enumerate(cids) if not self.store.has(cid)), len(cids)))
+        missing = await self._on_disk(self.store.missing, cids)
+        return cids.index(missing[0]) if missing else len(cids)
 
     async def has(self, cid: Cid) -> bool:
         """Whether the store has the block."""
@@ -115,8 +116,9 @@ class EmbeddedNode:
 
     async def blocks(self) -> AsyncIterator[Cid]:
         """Every CID in the store."""
-        for shard in await self._on_disk(self.store.shards):
-            for cid, _ in await self._on_disk(lambda shard: list(self.store.shard(shard)), shard):
+        batches = self.store.cids()
+        while batch := await self._on_disk(next, batches, []):
+            for cid in batch:
                 yield cid
 
     async def stats(self) -> StoreStats:
@@ -224,19 +226,15 @@ class EmbeddedNode:
         from ipfs_store.dag.links import links_of
 
         pushes = tuple(self._pushes)
-        fresh = [cid for cid in cids if not any(cid in push.stored for push in pushes)]
+        whole = {cid for cid in cids if any(cid in push.complete for push in pushes)}
+        unknown = {cid for cid in cids if cid in whole or not any(cid in push.stored for push in pushes)}
         staging.keep(cids)  # all of them: a push that knows them may be over before the pin is there
-        reached.found += len(fresh)
-        unknown = set(fresh)
-        missing: list[Cid] = []
+        reached.found += len(unknown)
+        missing = self.store.missing(cid for cid in cids if cid in unknown and cid not in whole and codec_of(cid) == RAW)
         links: list[Cid] = []
-        for cid in cids:
-            if cid in unknown and any(cid in push.complete for push in pushes):
-                continue
-            if codec_of(cid) == RAW:
-                if cid in unknown and not self.store.has(cid):
-                    missing.append(cid)
-            elif (block := self.store.read(cid)) is None:
+        nodes = [cid for cid in cids if codec_of(cid) != RAW and cid not in whole]
+        for cid, block in zip(nodes, self.store.read_many(nodes), strict=True):
+            if block is None:
                 missing.append(cid)
             else:
                 links += links_of(cid, block)

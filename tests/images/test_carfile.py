@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipfs_store.cids import RAW, Cid, cid_of, codec_of, format_cid, verify_block
@@ -309,6 +309,7 @@ def small_car() -> tuple[bytes, Cid]:
     return car_header([builder.root]) + b"".join(car_frame(cid, block) for cid, block in blocks), builder.root
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_however_a_car_is_damaged_nothing_wrong_is_stored_and_nothing_incomplete_is_pinned(data: st.DataObject) -> None:
     car, root = small_car()

@@ -23,6 +23,7 @@ from ipfs_store.images.push import PushOptions, PushResult, push_image
 from ipfs_store.images.root import ROOT_ANNOTATION, ImageRoot, decode_root
 from ipfs_store.images.sources import open_image
 from ipfs_store.images.verification import verify
+from ipfs_store.nodes.blockstore import BlockStore
 from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.nodes.interface import Node
 from ipfs_store.oci import Digest
@@ -70,7 +71,7 @@ async def test_blocks_that_are_lost_are_all_named(node: Node, tmp_path: Path) ->
 async def test_a_damaged_block_on_the_disk_is_found(other: EmbeddedNode, tmp_path: Path) -> None:
     image = await pushed(other, tmp_path)
     cid = next(cid for cid, block in blocks_of(await car_of(other, image.cid)) if codec_of(cid) == RAW and len(block) > 100_000)
-    damage(Path(other.store.path_of(cid)))
+    damage(other.store, cid)
     found = await verify(other, image.cid)
     assert [problem.what for problem in found.problems] == [format_cid(cid)]
     assert (await verify(other, cid_of(RAW, b"nowhere"))).problems
@@ -202,11 +203,14 @@ async def test_a_node_that_does_not_answer_is_no_verdict(tmp_path: Path) -> None
         await verify(node, image.cid)
 
 
-def damage(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[1000] ^= 1
-    path.chmod(0o600)
-    path.write_bytes(data)
+def damage(store: BlockStore, cid: Cid) -> None:
+    place = store.place_of(cid)
+    assert place is not None
+    with store.packs.path(place.pack).open("r+b") as file:
+        file.seek(place.offset + 1000)
+        byte = file.read(1)[0]
+        file.seek(place.offset + 1000)
+        file.write(bytes((byte ^ 1,)))
 
 
 async def kept(node: Node, folder: Path, image: MadeImage) -> PushResult:

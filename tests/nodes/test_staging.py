@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from ipfs_store.errors import StorageFailed
 from ipfs_store.nodes import staging as module
 from ipfs_store.nodes.blockstore import BlockStore
 from ipfs_store.nodes.interface import Block
+from ipfs_store.nodes.packs import Pack, Packs
 from ipfs_store.nodes.staging import Staging
 
 BLOCKS = [Block(cid_of(RAW, data), data) for data in (bytes((number,)) * 1000 for number in range(10))]
@@ -20,40 +20,55 @@ BLOCKS = [Block(cid_of(RAW, data), data) for data in (bytes((number,)) * 1000 fo
 def test_the_disk_is_set_to_work_while_blocks_still_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WRITE_OUT", 4000)
     store = BlockStore(tmp_path)
-    by = list[str]()
-    done = threading.Event()
-    sync = store.sync
+    done: list[str] = []
+    start_writing, sync = Pack.start_writing, Pack.sync
 
-    def watched(disk: int) -> None:
-        by.append(threading.current_thread().name)
-        sync(disk)
-        done.set()
+    def starting(pack: Pack) -> None:
+        done.append("start")
+        start_writing(pack)
 
-    monkeypatch.setattr(store, "sync", watched)
+    def syncing(pack: Pack) -> None:
+        done.append("sync")
+        sync(pack)
+
+    monkeypatch.setattr(Pack, "start_writing", starting)
+    monkeypatch.setattr(Pack, "sync", syncing)
     staging = Staging(store)
     staging.add(BLOCKS[:5])
-    assert done.wait(30) and by == ["write-out"] and not store.has(BLOCKS[0].cid)  # written, and not visible yet
+    assert done == ["start"] and not store.has(BLOCKS[0].cid)  # on its way, and not visible yet
     staging.add(BLOCKS[5:])
     staging.commit()
-    assert by.count(threading.current_thread().name) == 2  # data, then names
-    assert all(store.read(block.cid) == block.data for block in BLOCKS)
+    assert done == ["start", "start", "sync"]
+    assert store.read_many([block.cid for block in BLOCKS]) == [block.data for block in BLOCKS]
     staging.close()
     store.close()
 
 
-def test_nothing_gets_its_name_when_the_disk_fails_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WRITE_OUT", 4000)
+def test_nothing_is_visible_when_the_disk_fails_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BlockStore(tmp_path)
 
-    def failing(disk: int) -> None:
+    def failing(pack: Pack) -> None:
         raise StorageFailed("cannot write")
 
-    monkeypatch.setattr(store, "sync", failing)
+    monkeypatch.setattr(Pack, "sync", failing)
     staging = Staging(store)
     staging.add(BLOCKS)
     with pytest.raises(StorageFailed, match="cannot write"):
         staging.commit()
     staging.close()
-    assert not any(store.has(block.cid) for block in BLOCKS)
-    assert list((tmp_path / "open").iterdir()) == [store._own.path]
+    assert store.missing(block.cid for block in BLOCKS) == [block.cid for block in BLOCKS]
+    assert list((tmp_path / "open").iterdir()) == [store._own.path] and not store.packs.numbers()
+    store.close()
+
+
+def test_a_push_waits_for_the_disk_also_where_another_brought_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BlockStore(tmp_path)
+    store.write_many(BLOCKS)  # fetched, and so perhaps not on the disk
+    synced: list[int] = []
+    monkeypatch.setattr(Packs, "sync", lambda packs, numbers: synced.extend(numbers))
+    staging = Staging(store)
+    staging.add(BLOCKS)
+    staging.commit()
+    assert synced == store.packs.numbers() and staging.new_blocks == 0
+    staging.close()
     store.close()

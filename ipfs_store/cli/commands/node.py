@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """Show the node: its kind, where it is, how much it holds, how many pins it has, which peers it asks."""
+    """Show the node: its kind, where it is, how much it holds (`disk`: with what was deleted and not collected), how many pins it has, which peers it asks."""
     found = settings.run(_describe)
     found["peers"] = list(settings.peers)
     if as_json:
@@ -36,8 +36,9 @@ def command(settings: Settings, as_json: bool) -> None:
         return
     from ipfs_store.cli.sizes import size
 
-    if "bytes" in found:
-        found["bytes"] = size(found["bytes"])
+    for key in ("bytes", "disk"):
+        if key in found:
+            found[key] = size(found[key])
     found["peers"] = ", ".join(found["peers"]) or "none"
     for key, value in found.items():
         click.echo(f"{key:8} {value}")
@@ -49,7 +50,7 @@ async def _describe(node: Node) -> dict[str, Any]:
     found: dict[str, Any] = {"node": node.name}
     if isinstance(node, EmbeddedNode):
         stats = await node.stats()
-        found |= {"path": str(node.store.path), "blocks": stats.blocks, "bytes": stats.bytes}
+        found |= {"path": str(node.store.path), "blocks": stats.blocks, "bytes": stats.bytes, "packs": stats.packs, "disk": stats.disk}
     else:
         from ipfs_store.nodes.kubo import KuboNode
 
