@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from ipfs_store.cids import parse_cid
 from tests.cli.conftest import NAME, Done, start
+from tests.nodes.harm import lose
 from tests.sources.made import MadeImage, layout_files, tar, write_tar
 
 Run = Callable[..., Done]
@@ -53,8 +55,7 @@ def test_a_file_appears_when_it_is_whole(ipfs_store: Run, archive: Path, machine
     folder = machine / "out"
     folder.mkdir()
     layer = pushed["layers"][0]["cid"]
-    (block,) = (machine / "node/blocks").glob(f"*/{layer}")
-    block.unlink()
+    lose(machine / "node", parse_cid(layer))
     done = ipfs_store("export", "-q", "-o", folder / "image.car", pushed["cid"])
     assert (done.status, done.out) == (1, b"")
     assert layer in done.err

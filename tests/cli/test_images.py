@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from ipfs_store.cids import parse_cid
 from ipfs_store.cli.app import cli
+from ipfs_store.nodes.blockstore import BlockStore
 from tests.cli.conftest import NAME, Done
 from tests.cli.test_node import serving
+from tests.nodes.harm import damage, lose
 from tests.sources.made import MadeImage, layout_files, named, tar, write_tar
 
 Run = Callable[..., Done]
@@ -169,9 +172,7 @@ def test_a_damaged_image_is_found_out(ipfs_store: Run, pushed: dict[str, Any], m
     assert sound.status == 0
     assert sound.text.startswith("all is as it should be: ")
     assert json.loads(ipfs_store("verify", "--json", "-q", pushed["root"]).out)["problems"] == []
-    (block,) = (machine / "node/blocks").glob(f"*/{pushed['layers'][1]['cid']}")
-    block.chmod(0o600)
-    block.write_bytes(block.read_bytes()[:-1] + b"x")
+    damage(machine / "node", parse_cid(pushed["layers"][1]["cid"]))
     done = ipfs_store("verify", "-q", "thing:1")
     assert done.status == 1
     assert done.text.startswith(pushed["layers"][1]["cid"])
@@ -184,10 +185,12 @@ def test_a_damaged_block_is_fetched_again(ipfs_store: Run, pushed: dict[str, Any
     with serving(machine / "node") as url:
         there = ("--node-path", machine / "other", "--peer", url)
         assert ipfs_store(*there, "pin", "add", pushed["cid"]).status == 0
-        (block,) = (machine / "other/blocks").glob(f"*/{pushed['layers'][1]['cid']}")
-        block.unlink()
+        layer = parse_cid(pushed["layers"][1]["cid"])
+        lose(machine / "other", layer)
         assert ipfs_store(*there, "verify", "-q", "thing:1").status == 0
-        assert block.exists()
+        store = BlockStore(machine / "other")
+        assert store.has(layer)
+        store.close()
 
 
 def test_names_are_completed(ipfs_store: Run, pushed: dict[str, Any], newer: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ def test_the_node_is_described(ipfs_store: Run, machine: Path) -> None:
         ["path", str(machine / "node")],
         ["blocks", "0"],
         ["bytes", "0 B"],
+        ["packs", "0"],
+        ["disk", "0 B"],
         ["pins", "0"],
         ["peers", "http://10.0.0.1:1"],
     ]

@@ -23,13 +23,13 @@ from ipfs_store.images.push import PushOptions, PushResult, push_image
 from ipfs_store.images.root import ROOT_ANNOTATION, ImageRoot, decode_root
 from ipfs_store.images.sources import open_image
 from ipfs_store.images.verification import verify
-from ipfs_store.nodes.blockstore import BlockStore
 from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.nodes.interface import Node
 from ipfs_store.oci import Digest
 from ipfs_store.oci.manifest import encode_document
 from tests.images.conftest import FILES, NAME, NOISE, made, pushed
 from tests.images.test_carfile import blocks_of, car_of
+from tests.nodes.harm import damage
 from tests.nodes.memory import MemoryNode
 from tests.sources.made import MadeImage, layout_files, tar, write_tar
 from tests.sources.signed import Attached
@@ -71,7 +71,7 @@ async def test_blocks_that_are_lost_are_all_named(node: Node, tmp_path: Path) ->
 async def test_a_damaged_block_on_the_disk_is_found(other: EmbeddedNode, tmp_path: Path) -> None:
     image = await pushed(other, tmp_path)
     cid = next(cid for cid, block in blocks_of(await car_of(other, image.cid)) if codec_of(cid) == RAW and len(block) > 100_000)
-    damage(other.store, cid)
+    damage(other.store.path, cid, 1000)
     found = await verify(other, image.cid)
     assert [problem.what for problem in found.problems] == [format_cid(cid)]
     assert (await verify(other, cid_of(RAW, b"nowhere"))).problems
@@ -201,16 +201,6 @@ async def test_a_node_that_does_not_answer_is_no_verdict(tmp_path: Path) -> None
     node.get = get  # type: ignore[method-assign]
     with pytest.raises(NodeUnavailable):
         await verify(node, image.cid)
-
-
-def damage(store: BlockStore, cid: Cid) -> None:
-    place = store.place_of(cid)
-    assert place is not None
-    with store.packs.path(place.pack).open("r+b") as file:
-        file.seek(place.offset + 1000)
-        byte = file.read(1)[0]
-        file.seek(place.offset + 1000)
-        file.write(bytes((byte ^ 1,)))
 
 
 async def kept(node: Node, folder: Path, image: MadeImage) -> PushResult:
