@@ -225,7 +225,7 @@ def test_readers_and_pushes_beside_a_collector_see_no_wrong_byte_and_lose_nothin
     def work(seed: int) -> None:
         nonlocal pushed
         choose = random.Random(seed)
-        for _ in range(25):
+        for _ in range(60):
             some = choose.sample(BLOCKS, 8)
             staging = Staging(store)
             staging.add(some)
@@ -248,7 +248,7 @@ def test_readers_and_pushes_beside_a_collector_see_no_wrong_byte_and_lose_nothin
     over.set()
     for thread in threads:
         thread.join()
-    assert not failures and pushed == 75
+    assert not failures and pushed == 180
 
 
 _WRITER = """
