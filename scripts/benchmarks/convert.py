@@ -3,8 +3,10 @@
 "command": the whole of it on both sides, ``ipfs-store convert`` and ``ctr-remote image convert`` from one image of containerd to another.
 "layer": the library alone, which reads the layer out of containerd's content store and has the new one on disk (fsync), beside their whole
 command. Best of the runs on both sides; processor seconds and memory are those of the two commands' processes, without containerd's.
+"no compression, no hash": what our layer takes of a processor where neither is done. "the disk": the tar read and the blob written and synced.
 
-``IPFS_STORE_BENCH_IMAGES``: archives to convert, separated by colons.
+The images are Debian root file systems of 300 and 800 MB, 12,000 and 30,000 entries (``material/debian.py``), made at the first run, which takes root and
+some minutes; or those of ``IPFS_STORE_BENCH_IMAGES``, archives separated by colons. ``IPFS_STORE_BENCH_RUNS``: 2. ``IPFS_STORE_BENCH_FORMATS``: both.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.benchmarks.material.archive import docker_archive
+from scripts.benchmarks.material.debian import APPLICATIONS, LARGE, Tree, made
 from scripts.benchmarks.rows import Row
 from tests.containerd import PrivateContainerd
 
-IMAGES = os.environ.get("IPFS_STORE_BENCH_IMAGES", "/var/cache/ipfs-store/images/big300.tar:/var/cache/ipfs-store/images/big800.tar")
+IMAGES = os.environ.get("IPFS_STORE_BENCH_IMAGES", "")
+FORMATS = os.environ.get("IPFS_STORE_BENCH_FORMATS", "estargz,zstd:chunked").split(",")
 RUNS = int(os.environ.get("IPFS_STORE_BENCH_RUNS", "2"))
 _OURS = """
 import os, sys
@@ -32,6 +37,20 @@ written = write_layer(Path(sys.argv[1]), Path(sys.argv[2]), WriteOptions(format=
 with open(sys.argv[2], "rb") as file:
     os.fsync(file.fileno())
 print(written.size, written.uncompressed_size)
+"""
+_BARE = """
+from ipfs_store.formats import blobfile, writer
+class Hash:
+    def __init__(self, data=b""):
+        pass
+    def update(self, data):
+        pass
+    def hexdigest(self):
+        return "0" * 64
+class hashlib:
+    sha256 = Hash
+blobfile.hashlib = writer.hashlib = hashlib
+writer.codec = lambda compression, level: lambda pieces: [bytes(piece[:1]) for piece in pieces]
 """
 
 
@@ -52,19 +71,24 @@ class Run:
 def run() -> list[Row]:
     """10 times theirs for both formats; a gzip blob at most 3 % larger than theirs; 300 MB of memory."""
     rows: list[Row] = []
-    for text in IMAGES.split(":"):
+    for image in map(Path, IMAGES.split(":")) if IMAGES else (APPLICATIONS[0], LARGE):
         with tempfile.TemporaryDirectory(prefix="b-", dir="/var/tmp") as name, PrivateContainerd(Path(name) / "c", "1.6") as daemon:
-            rows += _image(Path(text), daemon, Path(name))
+            rows += _image(image, daemon, Path(name))
     return rows
 
 
-def _image(archive: Path, daemon: PrivateContainerd, folder: Path) -> list[Row]:
+def _image(image: Path | Tree, daemon: PrivateContainerd, folder: Path) -> list[Row]:
+    archive = (
+        image if isinstance(image, Path) else docker_archive([made(image)], folder / f"{image.name}.tar", f"bench.invalid/{image.name}:1")
+    )
     daemon.ctr("image", "import", "--no-unpack", "--base-name", "bench.invalid/image", archive, namespace="default")
     name = daemon.ctr("image", "ls", "-q").split()[0]
     _, layer = _layer(daemon, name)
     source = daemon.root / "root" / "io.containerd.content.v1.content" / "blobs" / "sha256" / layer.removeprefix("sha256:")
     rows: list[Row] = []
     for kind, flag in (("estargz", "--estargz"), ("zstd:chunked", "--zstdchunked")):
+        if kind not in FORMATS:
+            continue
         layers, commands, theirs = [], [], []
         for number in range(RUNS):
             layers.append(_ours(source, folder / "layer", kind))
@@ -85,12 +109,26 @@ def _image(archive: Path, daemon: PrivateContainerd, folder: Path) -> list[Row]:
                 Row(case, "MB of memory, at most", best.memory / 1e6, None, 300),
             ]
         rows.append(Row(case, "bytes of the blob", best.size, against.size, 1.03 if kind == "estargz" else None))
+        bare = _ours(source, folder / "layer", kind, bare=True)
+        rows.append(Row(f"{archive.stem}, {kind}, no compression, no hash", "processor seconds", bare.processor))
+        rows.append(Row(f"{archive.stem}, {kind}, the disk", "seconds", _disk(source, folder / "layer", best.size)))
     return rows
 
 
-def _ours(source: Path, target: Path, kind: str) -> Run:
+def _disk(source: Path, target: Path, size: int) -> float:
+    begun = time.perf_counter()
+    with source.open("rb", buffering=0) as file, target.open("xb", buffering=0) as out:
+        while piece := file.read(1 << 20):
+            size -= out.write(piece[:size])
+        os.fsync(out.fileno())
+    target.unlink()
+    return time.perf_counter() - begun
+
+
+def _ours(source: Path, target: Path, kind: str, *, bare: bool = False) -> Run:
     target.unlink(missing_ok=True)
-    seconds, processor, memory, out = _timed([sys.executable, "-c", _OURS, str(source), str(target), kind])
+    code = _BARE + _OURS if bare else _OURS
+    seconds, processor, memory, out = _timed([sys.executable, "-c", code, str(source), str(target), kind])
     target.unlink()
     size, tar = map(int, out.split())
     return Run(seconds, processor, memory, size, tar)

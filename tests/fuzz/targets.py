@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ipfs_store.errors import IpfsStoreError
-from tests.fuzz import dags, documents, images, layers
+from tests.fuzz import dags, documents, images, layers, written
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ TARGETS: dict[str, Target] = {
     "blob": Target(layers.blob, layers.blob_seeds),
     "detached": Target(layers.detached, layers.detached_seeds),
     "tar": Target(layers.tar, layers.tar_seeds, 16384),
+    "layer": Target(written.layer, written.layer_seeds, 16384),
     "cid": Target(dags.cid, dags.cid_seeds, 200),
     "cid-text": Target(dags.cid_text, dags.cid_text_seeds, 200),
     "dag-pb": Target(dags.dag_pb, dags.dag_pb_seeds, 1000),
