@@ -106,15 +106,14 @@ class TarReader:
 
     def next(self) -> Header | None:
         """The next entry, None at the end (a block of zeros, or no more bytes). Raises InvalidLayer."""
-        self._skip()
-        begun = self.at
+        block = self._following()
+        begun = self.at - len(block)
         raw: list[bytes] = []
         preceding = b""
         pax: dict[str, str] = {}
         long_name = long_link = ""
         try:
             while True:
-                block = self._bytes(BLOCK)
                 if (not block and not raw) or block == _ZEROS:
                     self.last = preceding + block
                     return None
@@ -133,6 +132,7 @@ class TarReader:
                 if flag == headers.PAX_GLOBAL:
                     self._global = {**self._global, **headers.records(data[:size])}
                     preceding += raw.pop() + data
+                    block = self._bytes(BLOCK)
                     continue
                 raw.append(data)
                 if flag == headers.PAX_LOCAL:
@@ -141,6 +141,7 @@ class TarReader:
                     long_name = data[:size].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
                 else:
                     long_link = data[:size].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+                block = self._bytes(BLOCK)
             if self._global:
                 pax = {**self._global, **pax}
             header = headers.decode(block, b"".join(raw), pax, long_name, long_link, inherits=bool(self._global))
@@ -211,6 +212,15 @@ class TarReader:
         data = read(self._file, count)
         self.at += len(data)
         return data
+
+    def _following(self) -> bytes:
+        """Pass over what is left of the entry, and read the block behind it."""
+        padding = self._padding
+        if self._left or not padding:
+            self._skip()
+            return self._bytes(BLOCK)
+        self._padding = 0  # the contents were read: padding and header in one
+        return self._bytes(padding + BLOCK)[padding:]
 
     def _skip(self) -> None:
         count = self._left + self._padding

@@ -5,7 +5,7 @@ Podman, Buildah and CRI-O take a zstd:chunked layer in parts only if it is there
 
 from __future__ import annotations
 
-import base64
+from binascii import b2a_base64
 
 import fastcrc
 import msgspec
@@ -13,6 +13,7 @@ import zstandard
 
 _LEVEL = 3
 _PIECE = 1 << 20
+_encode = msgspec.json.Encoder().encode
 
 
 class TarSplit:
@@ -35,11 +36,11 @@ class TarSplit:
     def file(self, name: str, size: int, crc: int) -> None:
         """The entry whose headers were the last segment; ``crc`` of its contents."""
         self._close()
-        payload = b'"%b"' % base64.b64encode(crc.to_bytes(8, "big")) if size else b"null"
+        payload = b'"%b"' % b2a_base64(crc.to_bytes(8, "big"), newline=False) if size else b"null"
         try:
-            label = b'"name":%b,' % msgspec.json.encode(name)
+            label = b'"name":%b,' % _encode(name)
         except UnicodeEncodeError:
-            label = b'"name_raw":"%b",' % base64.b64encode(name.encode("utf-8", "surrogateescape"))
+            label = b'"name_raw":"%b",' % b2a_base64(name.encode("utf-8", "surrogateescape"), newline=False)
         length = b'"size":%d,' % size if size else b""
         self._line(b'{"type":1,%b%b"payload":%b,"position":%d}\n' % (label, length, payload, self._position))
 
@@ -54,7 +55,7 @@ class TarSplit:
         data = b"".join(self._segment)
         self._segment.clear()
         for at in range(0, len(data), _PIECE):
-            payload = base64.b64encode(data[at : at + _PIECE])
+            payload = b2a_base64(data[at : at + _PIECE], newline=False)
             self._line(b'{"type":2,"payload":"%b","position":%d}\n' % (payload, self._position))
 
     def _line(self, line: bytes) -> None:
