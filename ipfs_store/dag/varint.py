@@ -7,6 +7,8 @@ from ipfs_store.errors import InvalidDag
 
 def encode(value: int) -> bytes:
     """The shortest encoding of ``value``, which is not negative."""
+    if value < 0x80:
+        return bytes((value,))
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
