@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import pytest_trio
@@ -222,3 +224,16 @@ async def test_a_push_that_fails_leaves_nothing_open(kubo: KuboDaemon) -> None:
     with trio.fail_after(60):
         await node.gc()  # it would wait for a guard
     await node.aclose()
+
+
+@pytest.mark.kubo
+async def test_the_rpc_may_be_a_unix_socket() -> None:
+    with tempfile.TemporaryDirectory() as name:  # a socket's path has 107 bytes at most
+        socket = Path(name) / "api"
+        with KuboDaemon(Path(name) / "repository", config={"Addresses.API": f"/unix{socket}"}) as daemon:
+            assert daemon.api == f"/unix{socket}"
+            node = KuboNode(daemon.api)
+            root, blocks = file_blocks(b"over a socket" * 1000)
+            await put(node, *blocks)
+            assert await node.get(root) == blocks[-1].data
+            await node.aclose()
