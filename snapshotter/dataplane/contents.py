@@ -123,10 +123,13 @@ class ContentTree:
         return await self._read(self._sources(layer.index.id(index)), offset, size)
 
     async def _promote(self, content: ContentId, sources: list[tuple[NativeLayer, int]]) -> None:
+        # Not in a thread: the kernel has just looked there, so that all of the path is in memory.
+        if self._store.has(content):
+            return
         layer, index = sources[0]
         data = await self._read(iter(sources), 0, layer.index.size[index])
-        # It is there already where it came in one extent.
-        await trio.to_thread.run_sync(self._store.put, content, [data], limiter=self._threads)
+        if not self._store.has(content):  # it is there where it came in one extent
+            await trio.to_thread.run_sync(self._store.put, content, [data], limiter=self._threads)
 
     async def _read(self, sources: Iterator[tuple[NativeLayer, int]], offset: int, size: int) -> Data | memoryview:
         """From the first source that has it right: the same content may lie in several layers."""

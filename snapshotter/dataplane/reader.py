@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from ipfs_store.errors import ChunkMismatch, InvalidLayer, VerificationFailed
+from ipfs_store.errors import ChunkMismatch, InvalidLayer, IpfsStoreError, VerificationFailed
 from ipfs_store.formats.chunks import Data
 from snapshotter.cache import RecentChunks
 from snapshotter.dataplane.keeping import Chunks
@@ -31,6 +31,8 @@ Job = Callable[[], Awaitable[Chunks]]
 # Streams that lie one after the other are one fetch up to so many bytes of the blob: at 500 MB/s the event loop has 2 ms for a megabyte, and a
 # fetch costs it some 0.5 ms. The kernel asks for 1 MiB at a time.
 RUN_BYTES = 1 << 20
+_AHEAD_WAITING = 8
+"""Places that wait to be read ahead of, of all layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,19 @@ class ChunkReader:
         self._threads = threads
         self._flying: dict[Key, _Run] = {}
         """What brings a stream, by layer and offset."""
+        self._send_ahead, self._ahead = trio.open_memory_channel[tuple[Readable, int, int]](_AHEAD_WAITING)
+
+    async def run(self) -> None:
+        """Run for ever: what is read next as things look is brought before anybody asks, where it is on this machine already."""
+        async for layer, start, length in self._ahead:
+            try:
+                low, high = await layer.blob.local_extent(start, length)
+                if low < high:
+                    run = _Run(low, high, frozenset())
+                    self._note(layer, run, layer.table.chunks_between(low, high))
+                    await self._fly(layer, (layer.generation, low), partial(self._fetch, layer, run), Priority.BACKGROUND)
+            except IpfsStoreError as error:
+                _log.debug("nothing is read ahead at %d of layer %s: %s", start, layer.digest, error.message)  # a reader will hear of it
 
     async def read(self, layer: Readable, node: int, offset: int, size: int) -> Data | memoryview:
         """The bytes that the file has from ``offset``, at most ``size``, verified.
@@ -112,7 +127,10 @@ class ChunkReader:
 
     async def _fetch_all(self, layer: Readable, missing: Sequence[int], found: Chunks, priority: Priority) -> None:
         """All runs at once; the first error cancels the others and is raised as itself."""
-        jobs: dict[Key, Job] = {(layer.generation, run.start): partial(self._fetch, layer, run) for run in self._plan(layer, missing)}
+        runs = self._plan(layer, missing)
+        if priority == Priority.DEMAND:
+            self._look_ahead(layer, missing)
+        jobs: dict[Key, Job] = {(layer.generation, run.start): partial(self._fetch, layer, run) for run in runs}
         if len(jobs) == 1:
             found |= await self._fly(layer, *jobs.popitem(), priority)
             return
@@ -155,6 +173,14 @@ class ChunkReader:
         for run in runs:
             self._note(layer, run, table.chunks_between(run.start, run.end))
         return [*flying.values(), *runs]
+
+    def _look_ahead(self, layer: Readable, missing: Sequence[int]) -> None:
+        table = layer.table
+        start = min(table.stream_offset[index] for index in missing)
+        following = layer.blob.following(start, max(table.stream_offset[index] + table.stream_length[index] for index in missing) - start)
+        if following is not None:
+            with contextlib.suppress(trio.WouldBlock):  # others are ahead of themselves already
+                self._send_ahead.send_nowait((layer, *following))
 
     def _note(self, layer: Readable, run: _Run, chunks: Sequence[int]) -> None:
         for index in chunks:

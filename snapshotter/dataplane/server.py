@@ -127,7 +127,7 @@ class DataPlaneServer:
         # One more than processors: a thread that waits for the disk leaves room for one that computes.
         self._threads = trio.CapacityLimiter((os.cpu_count() or 1) + 1)
         self._scheduler: Scheduler[Key, Chunks] = Scheduler(give_up=settings.give_up)
-        reader = ChunkReader(recent=RecentChunks[Data](), scheduler=self._scheduler, threads=self._threads)
+        self._reader = reader = ChunkReader(recent=RecentChunks[Data](), scheduler=self._scheduler, threads=self._threads)
         waiters = Waiters()
         room = Room(settings.cache, max_bytes=settings.cache_max_bytes, reserve=settings.cache_reserve)
         self._chunks = ChunkCache(settings.cache, room)
@@ -176,6 +176,7 @@ class DataPlaneServer:
             nursery.start_soon(self._operations.watch_killed)
             nursery.start_soon(self._waiters.watch)
             nursery.start_soon(self._native.run)
+            nursery.start_soon(self._reader.run)
             nursery.start_soon(self._pins.run)
             nursery.start_soon(trio.serve_listeners, self._converse, [listener])
             nursery.start_soon(self._heed_signals)

@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 RECENT_BLOCK_BYTES = 16 << 20
 TOC_OBJECT_SECONDS = 10.0
 """For the TOC object to come. Whoever has the layer has it too, as a rule; where nobody has, there is time left for the layer itself."""
-# How far to go on over leaves that are on the disk, where small files are read one after the other: a lookup costs some 0.5 ms besides its
-# bytes, 256 KiB of leaves 4 ms with a hundred files put into the store.
+# How far to read ahead over leaves that are on the disk, where small files are read one after the other: a lookup costs some 0.5 ms besides
+# its bytes, 256 KiB of leaves take 4 ms with a hundred files put into the store, beside a reader who is busy with those before.
 AHEAD_FIRST = 64 << 10
 AHEAD_MOST = 512 << 10
 # A reader of a directory's files skips some, and what lies between them.
@@ -120,8 +120,7 @@ class LayerBlob:
         self._counters = counters
         self._cid = cid
         self._file: UnixfsFile | None = None
-        self._next = -1
-        self._ahead = 0
+        self._last = self._ahead_start = self._ahead_end = 1 << 62
 
     async def read(self, offset: int, length: int) -> bytes:
         """See `UnixfsFile.read`, and `UnixfsFile.open`."""
@@ -148,24 +147,35 @@ class LayerBlob:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def extent(self, offset: int, length: int) -> tuple[int, int]:
-        """See `Blob.extent`; raises what `UnixfsFile.open` does.
+        """See `Blob.extent`; raises what `UnixfsFile.open` does."""
+        leaves = await (await self.opened()).leaves(offset, length)
+        return leaves[0].offset, leaves[-1].offset + leaves[-1].size
 
-        Where small ranges are read one behind the other, it goes on over leaves that are on the disk already, twice as far each time.
-        """
-        file = await self.opened()
-        leaves = await file.leaves(offset, length)
-        start, end = leaves[0].offset, leaves[-1].offset + leaves[-1].size
+    def following(self, offset: int, length: int) -> tuple[int, int] | None:
+        """See `Blob.following`: where small ranges are read one behind the other, twice as much each time, and one stretch ahead of the reader."""
         if self._local is None or length > AHEAD_FIRST:
-            return start, end
-        near = self._next <= offset <= self._next + AHEAD_GAP
-        self._ahead = min(max(2 * self._ahead, AHEAD_FIRST), AHEAD_MOST) if near else 0
-        if self._ahead and end < file.size:
-            more = await file.leaves(end, min(self._ahead, file.size - end))
-            count = await self._local.local_run([leaf.cid for leaf in more])
-            if count:
-                end = more[count - 1].offset + more[count - 1].size
-        self._next = end
-        return start, end
+            return None
+        forward = self._last <= offset <= self._ahead_end + AHEAD_GAP
+        self._last = offset
+        if not forward:
+            self._ahead_start = self._ahead_end = offset + length
+            return None
+        if offset < self._ahead_start:
+            return None  # the reader is not where the stretch begins that was read ahead last
+        before = self._ahead_end - self._ahead_start
+        start = max(self._ahead_end, offset + length)
+        self._ahead_start, self._ahead_end = start, start + min(max(2 * before, AHEAD_FIRST), AHEAD_MOST)
+        return start, self._ahead_end - start
+
+    async def local_extent(self, offset: int, length: int) -> tuple[int, int]:
+        """See `Blob.local_extent`; raises what `UnixfsFile.open` does."""
+        file = await self.opened()
+        end = min(offset + length, file.size)
+        if self._local is None or offset >= end:
+            return offset, offset
+        leaves = await file.leaves(offset, end - offset)
+        count = await self._local.local_run([leaf.cid for leaf in leaves])
+        return (leaves[0].offset, leaves[count - 1].offset + leaves[count - 1].size) if count else (offset, offset)
 
     async def opened(self) -> UnixfsFile:
         """The file; raises what `UnixfsFile.open` does."""
