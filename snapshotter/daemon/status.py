@@ -15,7 +15,7 @@ from snapshotter.daemon.config import Config
 from snapshotter.daemon.process import data_plane, running_pid
 from snapshotter.dataplane.client import DataPlane, DataPlaneGone
 from snapshotter.dataplane.control import LayerStatus, Status
-from snapshotter.holder.mounts import mount_lines
+from snapshotter.holder.table import mount_table
 from snapshotter.state import Kind
 
 _IMAGE = "containerd.io/snapshot/cri.image-ref"
@@ -128,7 +128,7 @@ def _images(rows: dict[int, Row], layers: dict[int, LayerStatus]) -> Iterator[di
 
 def _containers(root: Path, rows: dict[int, Row], layers: dict[int, LayerStatus]) -> Iterator[dict[str, Any]]:
     """Active snapshots and views on layers out of IPFS."""
-    mounted = {line.path: line.kind for line in mount_lines()}
+    mounted = {str(mounted.point): mounted.kind for mounted in mount_table()}
     for row in rows.values():
         chain = chain_of(rows, row)
         if row.kind is Kind.COMMITTED or not any(one.cid for one in chain):

@@ -47,8 +47,9 @@ from snapshotter.dataplane.control import (
 )
 from snapshotter.dataplane.registry import Registry
 from snapshotter.holder import locks, requests
-from snapshotter.holder.mounts import end_mount, mounts_at
+from snapshotter.holder.mounts import end_mount
 from snapshotter.holder.requests import NoHolder, Refused
+from snapshotter.holder.table import mounts_at
 
 _log = logging.getLogger(__name__)
 

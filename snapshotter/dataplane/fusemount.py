@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from snapshotter.holder.mounts import MountLine, mounts_at
-
-__all__ = ["MountLine", "mounts_at", "set_read_ahead"]
+from snapshotter.holder.table import mounts_at
 
 _log = logging.getLogger(__name__)
 

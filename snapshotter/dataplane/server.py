@@ -59,6 +59,7 @@ from snapshotter.dataplane.waiters import Waiters
 from snapshotter.holder.channel import Message
 from snapshotter.holder.handshake import Handshake
 from snapshotter.holder.locks import Occupied, locked
+from snapshotter.holder.table import mounts_at
 from snapshotter.scheduler import Scheduler
 
 _log = logging.getLogger(__name__)
@@ -296,7 +297,7 @@ class DataPlaneServer:
             case Check():
                 return Done(
                     yes=(request.layer in self._operations.layers or request.layer in self._native)
-                    and bool(fusemount.mounts_at(self._settings.mountpoint))
+                    and bool(mounts_at(self._settings.mountpoint))
                 )
             case Ask(cached=cached):
                 return await self._status(cached)

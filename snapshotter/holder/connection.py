@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from snapshotter.holder.handshake import Handshake, NotInit
-from snapshotter.holder.mounts import end_mount, mount_fuse, mounts_at
+from snapshotter.holder.mounts import end_mount, mount_fuse
+from snapshotter.holder.table import mounts_at
 
 _CLONE = 0x8004E500  # FUSE_DEV_IOC_CLONE
 _LONGEST_INIT = 1 << 20

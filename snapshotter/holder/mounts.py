@@ -1,42 +1,15 @@
-"""The mount table, and the few calls of mount(2) that a FUSE connection needs."""
+"""The few calls of mount(2) that a FUSE connection needs."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 _MS_RDONLY = 1
 _MNT_FORCE = 1
 _MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True, slots=True)
-class MountLine:
-    """One line of /proc/self/mountinfo (proc(5))."""
-
-    device: str
-    """``major:minor``"""
-    path: str
-    kind: str
-
-
-def mount_lines() -> list[MountLine]:
-    """Everything that is mounted in our mount namespace, in the order of mounting."""
-    lines = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        before, _, after = line.partition(b" - ")
-        fields = before.split()
-        path = fields[4].decode("unicode_escape").encode("latin-1").decode("utf-8", "surrogateescape")
-        lines.append(MountLine(fields[2].decode(), path, after.split()[0].decode()))
-    return lines
-
-
-def mounts_at(path: Path) -> list[MountLine]:
-    """What is mounted on ``path``, the lowest first. Never asks the mount itself, which may hang."""
-    return [line for line in mount_lines() if line.path == str(path)]
 
 
 def mount_fuse(descriptor: int, mountpoint: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Literal
 
 from ipfs_store.errors import InvalidInput
 from snapshotter.dataplane.client import DataPlane
+from snapshotter.holder.table import covering, mount_table
 from snapshotter.mounts.interface import LayerMounter
 from snapshotter.mounts.native import NativeMounter, PlaneImages
 from snapshotter.mounts.portable import FuseMounter
 from snapshotter.mounts.probe import probe
-from snapshotter.mounts.table import covering, mount_table
 
 _log = logging.getLogger(__name__)
 MountMode = Literal["auto", "native", "portable"]

@@ -11,10 +11,10 @@ from typing import Protocol
 
 from ipfs_store.errors import IpfsStoreError
 from snapshotter.dataplane.client import DataPlane
+from snapshotter.holder.table import is_mount_point, mount_table
 from snapshotter.mounts import kernel
 from snapshotter.mounts.interface import LayerSource, MountFailed
 from snapshotter.mounts.stack import Backing, mount_image
-from snapshotter.mounts.table import is_mount_point, mount_table
 
 _log = logging.getLogger(__name__)
 LONG = 16

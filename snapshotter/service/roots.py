@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipfs_store.errors import StorageFailed, Unavailable
+from snapshotter.holder.table import is_mount_point
 from snapshotter.mounts import kernel
 from snapshotter.mounts.idmap import IdMap, user_namespace
 from snapshotter.mounts.stack import Lower, Stack, Xino, mount_stack
-from snapshotter.mounts.table import is_mount_point
 from snapshotter.service.folders import Folders, Mount
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from snapshotter.dataplane.client import DataPlane, DataPlaneGone, Launch
-from snapshotter.holder.mounts import mounts_at
+from snapshotter.holder.table import mounts_at
 from snapshotter.mounts.interface import LayerSource
 from tests.dataplane.synthetic import of_files
 from tests.requirements import require_fuse

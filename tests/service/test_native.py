@@ -12,9 +12,9 @@ import pytest
 
 from ipfs_store.cids import RAW, cid_of, format_cid
 from snapshotter.containerd.protos.mount_pb2 import Mount
+from snapshotter.holder.table import is_mount_point, mount_table
 from snapshotter.mounts.idmap import GID_LABEL, UID_LABEL, IdMap, user_namespace
 from snapshotter.mounts.native import LONG
-from snapshotter.mounts.table import is_mount_point, mount_table
 from tests.requirements import require_root
 from tests.service.served import EXISTS, Client, FolderMounter, code, mounted, reboot, served
 from tests.service.test_remote import CIDS, labels, pull

@@ -1,4 +1,4 @@
-"""What is mounted, as /proc/self/mountinfo says (proc(5))."""
+"""What is mounted, as /proc/self/mountinfo says (proc(5)); for all that mount, the holder among them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def parse_table(text: str) -> list[Mounted]:
 def mount_table() -> list[Mounted]:
     """What this process sees mounted."""
     return parse_table(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+
+
+def mounts_at(point: Path) -> list[Mounted]:
+    """What is mounted on ``point``, the lowest first. Never asks the mount itself, which may hang."""
+    return [mounted for mounted in mount_table() if mounted.point == point]
 
 
 def covering(folder: Path, table: Sequence[Mounted]) -> Mounted:
