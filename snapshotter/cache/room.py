@@ -96,6 +96,7 @@ class Room:
 
     def could_take(self) -> int:
         """Bytes that there would be room for if all went that is here under a name."""
+        self._held.look()
         most = self.max_bytes - self._held.bytes
         if self._folder is not None:
             status = os.statvfs(self._folder)

@@ -26,6 +26,7 @@ from ipfs_store.formats.chunks import Data
 from snapshotter.dataplane.contents import NAME as CONTENT_NAME
 from snapshotter.dataplane.contents import ROOT as CONTENT_ROOT
 from snapshotter.dataplane.contents import ContentTree, is_content
+from snapshotter.dataplane.elsewhere import read_elsewhere
 from snapshotter.dataplane.layers import MountedLayer
 from snapshotter.dataplane.openers import Openers
 from snapshotter.dataplane.reader import ChunkReader
@@ -202,8 +203,11 @@ class LayerOperations(pyfuse3.Operations):
         try:
             data = await self._reader.read(layer, node, off, size)
         except IpfsStoreError as error:
-            self._log_once(layer, node, error.message)
-            raise FUSEError(errno.EIO) from error
+            other = await read_elsewhere(self._reader, list(self.layers.values()), layer, node, off, size)
+            if other is None:
+                self._log_once(layer, node, error.message)
+                raise FUSEError(errno.EIO) from error
+            data = other
         except Exception as error:  # a defect must cost one read, not the mounts of the whole machine
             _log.exception("reading %s of layer %s", layer.tree.path(node), layer.digest)
             raise FUSEError(errno.EIO) from error

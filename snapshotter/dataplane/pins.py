@@ -89,6 +89,7 @@ class Pins:
             )
         for key in {layer.key for layer in layers}:
             self._note(key, self._names.get(key, set()) | {name})
+        self._room.retry()
         self.look()
 
     def unpin(self, name: str, layers: Sequence[Pinnable]) -> None:

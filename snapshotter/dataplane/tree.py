@@ -131,6 +131,13 @@ class LayerTree:
         """The SHA-256 of a chunk, or NO_DIGEST."""
         return self.digests[32 * chunk : 32 * chunk + 32]
 
+    def with_digest(self, digest: bytes) -> int | None:
+        """A chunk that has this digest; looks through all."""
+        at = self.digests.find(digest)
+        while at % 32 and at >= 0:
+            at = self.digests.find(digest, at + 1)
+        return at // 32 if at >= 0 else None
+
     def is_hole(self, chunk: int) -> bool:
         """Whether the chunk is zeros that the blob does not hold."""
         return not self.stream_length[chunk]

@@ -108,6 +108,20 @@ def test_wrong_bytes_are_never_seen(plane: Plane) -> None:
     plane.faults("ok")
 
 
+def test_what_one_layer_gives_wrong_comes_from_another_that_has_it(plane: Plane) -> None:
+    """A file of many chunks; the second layer has them in a file of another name, and some in a third."""
+    first = plane.mount("first", of_files({"file": TEXT, "own": b"own" * 20_000}))
+    plane.mount("second", of_files({"elsewhere": TEXT[: 9 * 65_536]}))
+    plane.mount("third", of_files({"other": b"x", "rest": TEXT[9 * 65_536 :]}))
+    blob = plane.folder / "first.blob"
+    blob.write_bytes(bytes(byte ^ 1 for byte in blob.read_bytes()))
+    assert (first / "file").read_bytes() == TEXT
+    with pytest.raises(OSError, match="Input/output error"):
+        (first / "own").read_bytes()
+    assert plane.log().count("EIO") == 1
+    assert "EIO: /own of layer" in plane.log()
+
+
 def test_a_reader_that_is_killed_while_it_waits_is_gone_at_once_and_its_fetch_with_it(plane: Plane) -> None:
     root = plane.mount("held", of_files({"file": TEXT[:50_000], "other": b"o" * 100}))
     plane.faults("hold")

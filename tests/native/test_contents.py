@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -183,6 +184,27 @@ def test_what_is_evicted_under_a_reader_is_read_all_the_same(tmp_path: Path) -> 
         for root in roots * 2:
             for path, data in files.items():
                 assert (root / path).read_bytes() == data
+
+
+def test_what_is_evicted_and_held_by_an_overlay_counts_until_it_is_let_go_of() -> None:
+    with a_plane(cache_max_bytes=3 << 20) as native:
+        held = noise("held", 1 << 20)
+        root = native.root("one", {"held": held})
+        others = tar_of(native.folder / "two.tar", {f"f{number}": noise(str(number), 500_000) for number in range(5)})
+        native.image("two", native.write("two", others))
+        number = native.numbers["two"]
+        with (root / "held").open("rb") as file:
+            (name,) = native.stored()
+            while name in native.stored():  # it stays for a while after it was looked up
+                with contextlib.suppress(DataPlaneFailed):  # it went between our two looks
+                    native.dataplane.pin("two", [number])  # wants more room than there is beside it
+            with pytest.raises(DataPlaneFailed, match="the cache can take 2,097,152"):
+                native.dataplane.pin("two", [number])
+            assert file.read() == held
+        native.unmount_all()
+        native.dataplane.pin("two", [number])
+        while native.status("two").pin_left != 0:
+            assert native.dataplane.status()
 
 
 def test_a_cut_file_in_the_cache_is_found_after_an_unclean_boot(native: Native) -> None:
