@@ -238,11 +238,12 @@ class _Pusher:
         return await self._store(layer, path, None)
 
     async def _store(self, layer: Descriptor, path: Path, converted: ConvertedLayer | None) -> PushedLayer:
+        cid = await self._blob(layer, path, self._options.chunker if is_layer(layer.media_type) else AS_IPFS_ADD)
         toc: RootToc | None = None
         if self._options.inspect is not None and is_layer(layer.media_type):
+            # Behind the blob, whose last megabytes the node takes meanwhile.
             found = await self._options.inspect(layer, path)
             toc = await self._toc(found) if found is not None else None
-        cid = await self._blob(layer, path, self._options.chunker if is_layer(layer.media_type) else AS_IPFS_ADD)
         if toc is not None and self._options.own_annotations:
             layer = replace(layer, annotations={**layer.annotations, ANNOTATION_TOC_OBJECT: format_cid(toc.cid)})
         return PushedLayer(_with_url(layer, cid), cid, converted is not None and converted.diff_id is not None, toc)
