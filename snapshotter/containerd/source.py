@@ -14,7 +14,8 @@ from ipfs_store.errors import ImageNotFound
 from ipfs_store.formats.blob import RangeReader
 from ipfs_store.images.model import Incoming
 from ipfs_store.images.sources import SourceOptions
-from ipfs_store.images.sources.incoming import arriving, checking
+from ipfs_store.images.sources.incoming import arrived, arriving, checking
+from ipfs_store.images.sources.scratch import check_file
 from ipfs_store.oci import Descriptor, Digest
 from snapshotter.containerd.connection import Connection, connect, leased
 from snapshotter.containerd.content import ContentStore
@@ -41,8 +42,17 @@ class ContainerdImage:
     @asynccontextmanager
     async def open_blob(self, descriptor: Descriptor) -> AsyncIterator[Path]:
         """The layer, verified, until the context ends; raises ImageNotFound (a layer that was mounted lazily is not there), BlobMismatch."""
-        async with trio.open_nursery() as nursery, self.open_incoming(descriptor, nursery) as incoming:
-            yield await incoming.checked()
+        handle = await trio.to_thread.run_sync(self._open, descriptor)
+        if handle is None:
+            async with arrived(self._pieces(descriptor), descriptor, "containerd", self._folder) as path:
+                yield path
+            return
+        try:
+            path = Path(f"/proc/{os.getpid()}/fd/{handle}")
+            await trio.to_thread.run_sync(check_file, path, descriptor, "containerd")
+            yield path
+        finally:
+            os.close(handle)
 
     @asynccontextmanager
     async def open_incoming(self, descriptor: Descriptor, nursery: trio.Nursery) -> AsyncIterator[Incoming]:

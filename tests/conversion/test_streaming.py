@@ -150,3 +150,21 @@ async def test_files_that_come_first_are_read_out_of_what_is_still_coming(
     async with place.image("app:2") as image:
         _, _, (blob,) = await contents(image)
     assert Digest.of(blob) == converted.layers[0].descriptor.digest
+
+
+@pytest.mark.usefixtures("nothing_left")
+async def test_a_whole_layer_is_given_checked(way: str, in_containerd: tuple[Place, PrivateContainerd], tmp_path: Path) -> None:
+    place, containerd = in_containerd
+    image = made()
+    await brought(image, place, tmp_path / "source")
+    digest = Digest.of(image.compressed[0])
+    path = containerd.root / "root/io.containerd.content.v1.content/blobs/sha256" / digest.hex
+    async with place.image("app:1") as found:
+        manifest, _, layers = await contents(found)
+        assert layers == image.compressed
+        path.chmod(0o644)
+        path.write_bytes(bytes([layers[0][0] ^ 1]) + layers[0][1:])
+        with pytest.raises(BlobMismatch, match=f"containerd: blob {digest}"):
+            async with found.open_blob(manifest.layers[0]):
+                pass
+    path.write_bytes(image.compressed[0])

@@ -132,6 +132,18 @@ async def arriving(
         target.close()
 
 
+@asynccontextmanager
+async def arrived(pieces: Iterable[bytes], descriptor: Descriptor, where: str, folder: Path) -> AsyncIterator[Path]:
+    """The same once it is there; raises BlobMismatch, StorageFailed, and what ``pieces`` raise."""
+    target = await trio.to_thread.run_sync(Scratch, folder)
+    try:
+        growing = _Growing(target, FileBlob(target.path, descriptor.size), descriptor, where, folder)
+        await trio.to_thread.run_sync(growing.fill, pieces)
+        yield target.path
+    finally:
+        target.close()
+
+
 class _Growing:
     def __init__(self, target: Scratch, ranges: RangeReader, descriptor: Descriptor, where: str, folder: Path) -> None:
         self.size = descriptor.size
