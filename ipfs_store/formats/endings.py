@@ -24,11 +24,10 @@ from ipfs_store.formats.names import (
     ZSTD_SKIPPABLE_MAGIC,
     estargz_footer,
 )
-from ipfs_store.formats.options import Audience
+from ipfs_store.formats.options import Audience, Compression
 
 END_OF_TAR = bytes(2 * BLOCK)
-_GZIP_LEVEL = 6
-_ZSTD_LEVEL = 6
+_LEVEL = 6
 """49 bytes an entry of a Debian image with either; level 9 takes twice the time for 1 %."""
 
 
@@ -47,13 +46,12 @@ def estargz(document: bytes, offset: int) -> Ending:
     """TOC as the tar's last entry and 51 bytes of footer, from ``offset`` of the blob (estargz, "TOC and TOCEntries", "Footer")."""
     raw = _toc_tar(document)
     digest = sha256(document)
-    return Ending((*codec("gzip", _GZIP_LEVEL)([raw]), estargz_footer(offset)), digest, {ANNOTATION_TOC_DIGEST: digest}, raw)
+    return Ending((_packed("gzip", raw), estargz_footer(offset)), digest, {ANNOTATION_TOC_DIGEST: digest}, raw)
 
 
 def external(document: bytes) -> tuple[bytes, str]:
     """The layer of a TOC image, and the TOC's digest (estargz, "eStargz image with an external TOC")."""
-    (member,) = codec("gzip", _GZIP_LEVEL)([_toc_tar(document)])
-    return member, sha256(document)
+    return _packed("gzip", _toc_tar(document)), sha256(document)
 
 
 def zstd_chunked(document: bytes, tar_split: bytes, tar_split_size: int, offset: int, audience: Audience) -> Ending:
@@ -62,7 +60,7 @@ def zstd_chunked(document: bytes, tar_split: bytes, tar_split_size: int, offset:
     The footer is stargz-snapshotter's of 40 bytes; containers/storage goes by the annotations alone. It refuses layers with the annotations
     of both, so they are those of the one or the other.
     """
-    (compressed,) = codec("zstd", _ZSTD_LEVEL)([document])
+    compressed = _packed("zstd", document)
     at = offset + ZSTD_SKIPPABLE_HEADER_SIZE
     parts = [_skippable(compressed)]
     digest, checksum = sha256(document), sha256(compressed)
@@ -90,6 +88,11 @@ def _toc_tar(document: bytes) -> bytes:
     info = tarfile.TarInfo(TOC_NAME)
     info.size, info.mode = len(document), 0o444
     return b"".join((info.tobuf(tarfile.USTAR_FORMAT), document, bytes(-len(document) % BLOCK), END_OF_TAR))
+
+
+def _packed(compression: Compression, data: bytes) -> bytes:
+    (packed,) = codec(compression, _LEVEL)([data])
+    return bytes(packed)
 
 
 def _skippable(data: bytes) -> bytes:
