@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import trio
 
@@ -13,6 +14,7 @@ from ipfs_store.cids.cid import identity_block
 from ipfs_store.dag.unixfs import FileNode, decode_file_node
 from ipfs_store.errors import InvalidDag, IpfsStoreError
 
+B = TypeVar("B", bound=bytes | memoryview)
 GetBlock = Callable[[Cid], Awaitable[bytes]]
 
 # 32 wants in flight: over bitswap (12 to 41 ms a block) a link of 200 Mbit/s is full at 4, one of 1 Gbit/s at about 24.
@@ -142,10 +144,10 @@ class UnixfsFile:
         return node
 
 
-def cut(leaf: Leaf, data: bytes, offset: int, length: int) -> bytes:
+def cut(leaf: Leaf, data: B, offset: int, length: int) -> B:
     """What of ``leaf`` lies inside of the range."""
     start, end = max(offset - leaf.offset, 0), min(offset + length - leaf.offset, leaf.size)
-    return data if start == 0 and end == leaf.size else data[start:end]
+    return data if start == 0 and end == leaf.size else cast("B", data[start:end])
 
 
 async def _fetch(get: GetBlock, cid: Cid) -> bytes:

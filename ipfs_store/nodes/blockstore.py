@@ -106,23 +106,31 @@ class BlockStore:
         data = self.packs.read(place.pack, place.offset, place.size)
         return data if _matches(cid, data) else self._second_look(cid)
 
-    def read_many(self, cids: Sequence[Cid], *, verify: bool = True) -> list[bytes | None]:
-        """The blocks, each as ``read`` gives it; neighbours are read together.
+    def read_many(self, cids: Sequence[Cid]) -> list[bytes | None]:
+        """The blocks, each as ``read`` gives it; neighbours are read together."""
+        found: dict[Cid, bytes] = {}
+        for cid, data in self._read_all(cids):
+            whole = bytes(data) if _matches(cid, data) else self._second_look(cid)
+            if whole is not None:
+                found[cid] = whole
+        return [found.get(cid) for cid in cids]
 
-        Without ``verify`` they are not hashed: for who holds what comes of them to another digest, and asks again where it does not fit.
-        """
-        inside = {cid: identity_block(cid) for cid in cids if cid[2:4] != b"\x12\x20"}
-        found = {cid: data for cid, data in inside.items() if data is not None}
+    def read_unverified(self, cids: Sequence[Cid]) -> list[bytes | memoryview | None]:
+        """The same, not hashed: for who holds what comes of them to another digest, and asks again where it does not fit."""
+        found = dict(self._read_all(cids))
+        return [found.get(cid) for cid in cids]
+
+    def _read_all(self, cids: Sequence[Cid]) -> Iterator[tuple[Cid, bytes | memoryview]]:
+        for cid in cids:
+            inside = identity_block(cid)
+            if inside is not None:
+                yield cid, inside
         ordered = sorted(((place, cid) for cid, place in self.find(cids).items()), key=lambda item: item[0].location)
         for run in _runs(ordered):
             first, last = run[0][0], run[-1][0]
             read = memoryview(self.packs.read(first.pack, first.offset, last.offset + last.size - first.offset))
             for place, cid in run:
-                data = bytes(read[place.offset - first.offset :][: place.size])
-                whole = data if not verify or _matches(cid, data) else self._second_look(cid)
-                if whole is not None:
-                    found[cid] = whole
-        return [found.get(cid) for cid in cids]
+                yield cid, read[place.offset - first.offset :][: place.size]
 
     def has(self, cid: Cid) -> bool:
         """Whether the block is here, without reading it."""
@@ -296,7 +304,7 @@ class BlockStore:
             )
 
 
-def _matches(cid: Cid, data: bytes) -> bool:
+def _matches(cid: Cid, data: bytes | memoryview) -> bool:
     try:
         verify_block(cid, data)
     except BlockMismatch:

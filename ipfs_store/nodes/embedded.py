@@ -97,9 +97,9 @@ class EmbeddedNode:
         costs more than its bytes."""
         return await self._on_disk(self.store.read_many, cids)
 
-    def unverified(self, cids: Sequence[Cid]) -> list[bytes | None]:
+    def unverified(self, cids: Sequence[Cid]) -> list[bytes | memoryview | None]:
         """Those of the blocks that the store itself has, not hashed: for who holds what comes of them to digests of its own. In a thread."""
-        return self.store.read_many(cids, verify=False)
+        return self.store.read_unverified(cids)
 
     async def local_run(self, cids: Sequence[Cid]) -> int:
         """How many of the blocks, from the first on, the store itself has; none of them is read."""

@@ -106,7 +106,7 @@ class LocalBlocks(Protocol):
 
     async def local_many(self, cids: Sequence[Cid]) -> list[bytes | None]: ...  # noqa: D102
 
-    def unverified(self, cids: Sequence[Cid]) -> list[bytes | None]: ...  # noqa: D102
+    def unverified(self, cids: Sequence[Cid]) -> list[bytes | memoryview | None]: ...  # noqa: D102
 
     async def local_run(self, cids: Sequence[Cid]) -> int: ...  # noqa: D102
 
@@ -144,7 +144,7 @@ class LayerBlob:
             if data is None or len(data) != leaf.size:
                 return None
             pieces.append(cut(leaf, data, offset, length))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)
 
     async def extent(self, offset: int, length: int) -> tuple[int, int]:
         """See `Blob.extent`; raises what `UnixfsFile.open` does."""
