@@ -23,6 +23,7 @@ _TYPES: dict[str, EntryType] = {
     "dir": "dir", "reg": "reg", "symlink": "symlink", "hardlink": "hardlink", "char": "char", "block": "block", "fifo": "fifo",
 }  # fmt: skip
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_is_digest = _DIGEST.fullmatch
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _ID_LIMIT = 1 << 32
 _SIZE_LIMIT = 1 << 62
@@ -44,7 +45,7 @@ class _Decoder:
         self._payload_end = payload_end
         starts = [*document.streams, payload_end]
         self._ends = {
-            offset: min(following, payload_end, offset + longest_stream(min(needed, MAX_STREAM)))
+            offset: min(following, payload_end, offset + longest_stream(needed if needed < MAX_STREAM else MAX_STREAM))
             for (offset, needed), following in zip(document.streams.items(), starts[1:], strict=True)
         }
         """Up to where a stream is read: the next one, or what its chunks can need. The same for all of its chunks."""
@@ -76,6 +77,7 @@ class _Decoder:
         return Toc(entries=resolve_links(entries, self._found), digest=self._digest, prefetch_end=self._prefetch_end)
 
     def _take(self, item: Item, more: Sequence[Item]) -> None:
+        found = self._found
         path = normalise(item.name)
         if path in LEFT_OUT:
             if path == PREFETCH_LANDMARK:
@@ -95,13 +97,16 @@ class _Decoder:
         seconds = self._times.get(text)
         if seconds is None:
             seconds, nanoseconds = self._time(text, path)
-        self._imply(path)
-        self._found.pop(path, None)
+        if path.rpartition("/")[0] not in found:
+            self._imply(path)
+        found.pop(path, None)
         size = major = minor = 0
         link = digest = ""
         chunks: tuple[Chunk, ...] = ()
         if kind == "reg":
-            size, digest = item.size, check_digest(item.digest, path)
+            size, digest = item.size, item.digest
+            if digest and not _is_digest(digest):
+                check_digest(digest, path)
             if size:
                 chunks = self._chunks(item, more, path)
         elif kind == "symlink":
@@ -113,7 +118,7 @@ class _Decoder:
             if not (0 <= major < _ID_LIMIT and 0 <= minor < _ID_LIMIT):
                 raise InvalidLayer(f"{path!r} is the device {major}:{minor} in the TOC, which cannot be")
         xattrs = self._xattrs.decode(item.xattrs, path) if item.xattrs else NO_XATTRS
-        self._found[path] = Entry(
+        found[path] = Entry(
             path, kind, item.mode & 0o7777, item.uid, item.gid, seconds, nanoseconds, size, link, major, minor, xattrs, digest, chunks
         )
 
@@ -158,7 +163,8 @@ class _Decoder:
             raise InvalidLayer(
                 f"{path!r} has a chunk of {length} bytes at {piece.inner_offset} of its stream: the limits are {MAX_CHUNK} and {MAX_STREAM}"
             )
-        end = self._ends[self._inside(piece.offset, path)]
+        offset = piece.offset
+        end = self._ends[offset if 0 <= offset < self._payload_end else self._inside(offset, path)]
         if piece.end_offset and single:
             end = min(end, piece.end_offset)
             if end <= piece.offset:
@@ -172,7 +178,7 @@ class _Decoder:
             check_digest(digest, path)
         if not digest and self._kind != "stargz":
             raise InvalidLayer(f"{path!r}: the chunk at {at} has no digest in the TOC, and could not be verified")
-        return Chunk(at, length, piece.offset, end, piece.inner_offset, digest)
+        return Chunk(at, length, offset, end, piece.inner_offset, digest)
 
     def _inside(self, offset: int, path: str) -> int:
         if not 0 <= offset < self._payload_end:
@@ -180,9 +186,9 @@ class _Decoder:
         return offset
 
     def _check_parents(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            folder = entry.path.rpartition("/")[0]
+        for folder in dict.fromkeys([entry.path.rpartition("/")[0] for entry in entries]):
             if folder and self._found[folder].type != "dir":
+                entry = next(entry for entry in entries if entry.path.rpartition("/")[0] == folder)
                 raise InvalidLayer(f"{entry.path!r} lies below {folder!r}, which is a {self._found[folder].type} in the TOC")
 
     def _time(self, text: str, path: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 What overlayfs needs differs from what a layer says (image-spec, layer.md, "Whiteouts"; kernel, filesystems/overlayfs.rst):
 
 - ``.wh.NAME`` becomes a character device 0/0 called NAME; where the layer has a NAME of its own, that one counts (a directory is opaque);
-- ``.wh..wh..opq`` makes its directory opaque; no other name that begins with ``.wh..wh.`` is shown, nor anything below one;
+- ``.wh..wh..opq`` makes its directory opaque; see `snapshotter.metadata.shown` for what else is not shown;
 - attributes of overlayfs itself that a layer brings along are dropped: they would redirect files or make directories opaque.
 
 Access control lists (``system.posix_acl_*``) are dropped too: the FUSE mount has none, for they cost ``ls -l`` a request a file.
@@ -19,15 +19,12 @@ from collections.abc import Iterable
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.toc import Chunk, Entry, Toc
 from snapshotter.dataplane.tree import NO_DIGEST, ROOT, LayerTree
+from snapshotter.metadata.gather import MAX_STREAM
+from snapshotter.metadata.shown import Shown
 
-# A stream is decompressed whole, in memory; usual ones hold 256 KiB to 4 MiB. Beyond this a layer is better pulled in the ordinary way.
-MAX_STREAM = 128 << 20
 _NAME_MAX = 255
 # FUSE answers readlink with at most a page, and the kernel adds a NUL.
 _LINK_MAX = 4095
-_WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
-_HIDDEN = ".wh..wh."
 _OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 _ACL_XATTRS = "system.posix_acl_"
 _TYPES = {
@@ -57,40 +54,20 @@ class _Builder:
         self.digests = bytearray()
         self.nodes: dict[str, int] = {}
         self.children: defaultdict[int, dict[bytes, int]] = defaultdict(dict)
-        self.links: dict[str, str] = {}
-        self.whiteouts: list[tuple[str, str, Entry]] = []
-        self.opaque: set[str] = set()
-        self.hidden: set[str] = set()
+        self.shown = Shown()
 
     def build(self, entries: Iterable[Entry]) -> LayerTree:
         self._node(0, 0, Entry(path="", type="reg", mode=0, uid=0, gid=0, mtime=0))  # index 0 is not used
-        for entry in entries:
-            self._take(entry)
+        for entry, folder, name in self.shown.walk(entries):
+            self._add(entry, folder, name)
         if not self.nodes.get("") == ROOT:
             raise InvalidLayer("the TOC does not begin with the root")
-        for path in self.links:
+        for path in self.shown.links:
             self._link(path)
-        for folder, name, entry in self.whiteouts:
+        for folder, name, entry in self.shown.whiteouts:
             self._whiteout(folder, name, entry)
         self._flatten()
         return self.tree
-
-    def _take(self, entry: Entry) -> None:
-        folder, _, name = entry.path.rpartition("/")
-        if folder in self.hidden:
-            self.hidden.add(entry.path)
-        elif name.startswith(_WHITEOUT):
-            if name == _OPAQUE:
-                self.opaque.add(folder)
-            elif name.startswith(_HIDDEN) or name == _WHITEOUT:
-                self.hidden.add(entry.path)
-            else:
-                self.whiteouts.append((folder, name.removeprefix(_WHITEOUT), entry))
-                self.hidden.add(entry.path)
-        elif entry.type == "hardlink":
-            self.links[entry.path] = entry.link
-        else:
-            self._add(entry, folder, name)
 
     def _add(self, entry: Entry, folder: str, name: str) -> None:
         if not entry.path:
@@ -185,14 +162,14 @@ class _Builder:
         self.tree.nlink[parent if stat.S_ISDIR(self.tree.mode[node]) else node] += 1
 
     def _link(self, path: str) -> None:
-        target = self.links[path]
+        target = self.shown.links[path]
         passed = {path}
-        while target in self.links and target not in passed:
+        while target in self.shown.links and target not in passed:
             passed.add(target)
-            target = self.links[target]
+            target = self.shown.links[target]
         node = self.nodes.get(target, 0)
         if not node or stat.S_ISDIR(self.tree.mode[node]):
-            raise InvalidLayer(f"{path!r} is a hard link to {self.links[path]!r}, which is no file of this layer")
+            raise InvalidLayer(f"{path!r} is a hard link to {self.shown.links[path]!r}, which is no file of this layer")
         folder, _, name = path.rpartition("/")
         self._name(self._folder(folder, path), name, node, path)
 
@@ -203,7 +180,7 @@ class _Builder:
             bare = Entry(path=entry.path, type="char", mode=0, uid=entry.uid, gid=entry.gid, mtime=entry.mtime, mtime_ns=entry.mtime_ns)
             self._name(parent, name, self._node(stat.S_IFCHR, parent, bare), entry.path)
         elif stat.S_ISDIR(self.tree.mode[own]):
-            self.opaque.add(f"{folder}/{name}" if folder else name)
+            self.shown.opaque.add(f"{folder}/{name}" if folder else name)
 
     def _flatten(self) -> None:
         tree = self.tree
@@ -215,7 +192,7 @@ class _Builder:
                 tree.entry_length.append(len(name))
                 self.texts += name
         tree.texts, tree.digests = bytes(self.texts), bytes(self.digests)
-        tree.opaque = frozenset(self.nodes[path] for path in self.opaque if path in self.nodes)
+        tree.opaque = frozenset(self.nodes[path] for path in self.shown.opaque if path in self.nodes)
         tree.by_stream.extend(sorted(range(len(tree.chunk_size)), key=lambda chunk: (tree.stream_offset[chunk], tree.chunk_inner[chunk])))
 
 

@@ -64,8 +64,8 @@ class Contents:
     digests: bytearray = field(default_factory=bytearray)
 
 
-def encode_index(contents: Contents, *, kind: Kind, entries: int, image: bytes) -> bytes:
-    """The file. ``entries``: of the layer, for people; ``image``: the metadata image that belongs to it, for its checksum."""
+def encode_index(contents: Contents, *, kind: Kind, entries: int, image: bytes = b"") -> bytes:
+    """The file. ``entries``: of the layer, for people; ``image``: the metadata image that belongs to it, if it is there yet (see `of_image`)."""
     ids = sorted(contents.first)
     chunks = len(contents.chunk_size)
     columns = {name: getattr(contents, name) for name, _, _ in _SECTIONS if hasattr(contents, name) and name != "first"}
@@ -98,6 +98,11 @@ def encode_index(contents: Contents, *, kind: Kind, entries: int, image: bytes) 
         hashlib.sha256(body).digest(), hashlib.sha256(image).digest(),
     )  # fmt: skip
     return header + bytes(-len(header) % 8) + body
+
+
+def of_image(index: bytes, image: bytes) -> bytes:
+    """The encoded index with the checksum of the metadata image that belongs to it."""
+    return index[: _HEADER.size - 32] + hashlib.sha256(image).digest() + index[_HEADER.size :]
 
 
 class ContentIndex:

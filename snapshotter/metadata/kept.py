@@ -19,9 +19,9 @@ from ipfs_store.errors import StorageFailed
 from ipfs_store.formats.document import decode_document
 from ipfs_store.formats.entries import decode_toc
 from ipfs_store.formats.footer import TocLocation
-from snapshotter.metadata.build import build_metadata
+from snapshotter.metadata.build import build_tree
 from snapshotter.metadata.contentid import Scope
-from snapshotter.metadata.index import ContentIndex, Contents, encode_index
+from snapshotter.metadata.index import ContentIndex, Contents, encode_index, of_image
 
 IMAGE = "metadata.erofs"
 INDEX = "contents.index"
@@ -152,12 +152,17 @@ def _is_sound(folder: Path) -> bool:
 
 
 def build(job: Job) -> None:
-    """Do the job: 0.5 s of CPU for 30,000 entries. Raises InvalidLayer, StorageFailed."""
+    """Do the job: 0.6 s of CPU for 30,000 entries, a third of it in a process beside this one. Raises InvalidLayer, StorageFailed."""
+    from snapshotter.metadata.beside import gathering  # brings multiprocessing along, for workers only
+
     location = job.location
     toc = decode_toc(decode_document(job.toc), kind=location.kind, digest=job.layer, payload_end=location.payload_end)
-    metadata = build_metadata(toc, scope=job.scope, layer=job.layer)
-    image = write_image(metadata.root)
-    write_pair(job.folder, image, encode_index(metadata.contents, kind=location.kind, entries=len(toc.entries), image=image))
+    with gathering(toc.entries, scope=job.scope, layer=job.layer, kind=location.kind) as beside:
+        tree = build_tree(toc)
+        tree.lead(beside.ids())
+        image = write_image(tree.root)
+        index = beside.index()
+    write_pair(job.folder, image, of_image(index, image))
 
 
 def build_chain(job: ChainJob) -> None:

@@ -9,6 +9,7 @@ import struct
 import sys
 from typing import BinaryIO
 
+import snapshotter.metadata.beside  # noqa: F401 - so that the first job does not wait for it
 from ipfs_store.errors import IpfsStoreError
 from snapshotter.metadata.kept import ChainJob, Job, build, build_chain
 
