@@ -163,7 +163,7 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(on_stage: Stage,
     containerd.wait_for_snapshotter("ipfs")
     status, found = doctor(on_stage)
     bits = found.pop("bit flips")  # whether there is fs-verity is the machine's affair
-    assert bits == ("good", "") or bits[0] == "note" and bits[1].startswith("cache.verify = true"), bits
+    assert bits == ("good", "") or (bits[0] == "note" and bits[1].startswith("cache.verify = true")), bits
     assert (status, {state for state, _ in found.values()}) == (0, {"good"}), found
     assert set(found) == {"fuse", "kernel", "daemon", "holder", "data plane", "containerd", "node", "peers", "disk", "cache"}
     on_stage.end_daemon()
