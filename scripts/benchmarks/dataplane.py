@@ -40,7 +40,7 @@ def run() -> list[Row]:
 def cold(top: Path) -> list[Row]:
     """A large file in order, and small ones."""
     small = {f"d{number // 50}/f{number}": os.urandom(1000 + number * 3) + b"line of text\n" * (number % 300) for number in range(1000)}
-    source = _push(top, "cold", {"large": _half_random(_LARGE), **small})
+    source = push(top, "cold", {"large": _half_random(_LARGE), **small})
     plain = top / "plain"
     plain.mkdir()
     subprocess.run(["tar", "-xf", top / "cold.tar", "-C", plain], check=True)
@@ -63,11 +63,11 @@ def cold(top: Path) -> list[Row]:
 def metadata(top: Path) -> list[Row]:
     """A layer of 30,000 files, mounted for the first time and again; ten of them in memory."""
     sources = [
-        _push(top, f"many{number}", {f"d{n // 40}/n{number}-{n}": b"%d %d" % (number, n) for n in range(30_000)}) for number in range(10)
+        push(top, f"many{number}", {f"d{n // 40}/n{number}-{n}": b"%d %d" % (number, n) for n in range(30_000)}) for number in range(10)
     ]
     first, again = [], []
     with _plane(top) as native:
-        native.image_of(_push(top, "one", {"a": b"a"}))  # the processes are warm, as they are when an image has a second layer
+        native.image_of(push(top, "one", {"a": b"a"}))  # the processes are warm, as they are when an image has a second layer
         for source in sources:
             first.append(_seconds(lambda source=source: native.image_of(source)))
         native.unmount_all()
@@ -136,7 +136,7 @@ def _plane(top: Path) -> Iterator[_Native]:
         shutil.rmtree(folder)
 
 
-def _push(top: Path, name: str, files: dict[str, bytes]) -> Source:
+def push(top: Path, name: str, files: dict[str, bytes]) -> Source:
     """The files as a layer in the embedded node, cut as a push cuts it."""
     blob = top / f"{name}.blob"
     written = write_layer(tar_of(top / f"{name}.tar", files), blob, WriteOptions())

@@ -28,6 +28,9 @@ READ_AHEAD_KIB = 1024
 GIVE_UP = 60.0
 CACHE_MAX_BYTES = 10 << 30
 CACHE_RESERVE = 1 << 30
+# Threads build trees of portable layers, in Python. Where three do, a step of the event loop that lets go of the interpreter waits a third to
+# two thirds as long with this as with Python's 5 ms, and the threads get as much done.
+SWITCH_INTERVAL = 0.001
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace, source: OpenSource) -> int:
     )
     for talkative in ("httpx", "httpcore"):  # a line for every block
         logging.getLogger(talkative).setLevel(logging.WARNING)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     settings = Settings(
         mountpoint=options.mountpoint.absolute(),
         control=options.control.absolute(),
