@@ -93,6 +93,7 @@ class Stage:
         self.pulling = ["--node", "embedded", "--node-path", str(root / "pulling")]
         self.peer = ""
         self.metrics = ""
+        self.cache = "10GiB"
         self.config = root / "snapshotter.toml"
         self.socket = root / "ipfs.sock"
         self._serving: subprocess.Popen[bytes] | None = None
@@ -152,6 +153,7 @@ class Stage:
         """Start it and wait for its socket. ``containerd``: where layers go that are made of snapshots; ``more``: of the configuration."""
         self.config.write_text(
             f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\nmount_mode = "{self.mode}"\nmetrics = "{self.metrics}"\n[dataplane]\ngive_up = {give_up}\n'
+            f'[cache]\nmax_bytes = "{self.cache}"\n'
             f'[node]\nspec = "embedded"\npath = "{self.root}/pulling"\npeers = ["{self.peer}"]\ntimeout = 5\n'
             f'[containerd]\naddress = "{containerd}"\n{more}'
         )

@@ -1,6 +1,6 @@
 """``python reader.py ROOT MANIFEST STOP SEED``: read and walk ROOT until the file STOP is there; every byte and name has to be right.
 
-MANIFEST is JSON: path -> [size, SHA-256 of the contents] for files, path -> null for folders. Prints what was done; an error is a traceback and status 1.
+Runs in a container, with a busybox in the image. MANIFEST is JSON: path -> [size, SHA-256 of the contents] for files, path -> null for folders. Prints what was done; an error is a traceback and status 1.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -53,8 +54,12 @@ def main(root: Path, manifest: Path, stop: Path, seed: int) -> None:
                 assert os.lstat(os.path.join(folder, name)).st_size == files[path][0], f"wrong size of {path}"
         assert seen == set(expected), sorted(seen ^ set(expected))[:5]
 
+    def executed(path: str) -> None:
+        done = subprocess.run(["/bin/busybox", "sha256sum", root / path], capture_output=True, text=True, check=True)
+        assert done.stdout.split()[0] == files[path][1], f"busybox reads wrong bytes in {path}"
+
     while not stop.exists():
-        action = dice.choices([walk, from_held, mapped, whole], [1, 3, 3, 10])[0]
+        action = dice.choices([walk, from_held, mapped, executed, whole], [1, 3, 3, 2, 8])[0]
         began = time.monotonic()
         action(dice.choice(names))
         slowest = max(slowest, time.monotonic() - began)

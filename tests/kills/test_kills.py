@@ -1,4 +1,5 @@
-"""kill -9 of the daemon, of the data plane, of both, of the holder, at random moments under load: no reader sees an error or a wrong byte.
+"""kill -9 of the daemon, of the data plane, of both, of the holder, at random moments under containers that read, map, execute and walk: none sees
+an error or a wrong byte.
 
 ``--kill-seconds 600`` for the long run.
 """
@@ -25,37 +26,43 @@ import pytest
 
 from snapshotter.holder.locks import owner
 from tests.containerd import PrivateContainerd
-from tests.integration.stage import Stage, docker_archive, stage, view
+from tests.containerd_client.images import tar
+from tests.integration.stage import Stage, docker_archive, stage
 from tests.kills import reader
-from tests.requirements import require_fuse
+from tests.requirements import require_fuse, require_tool
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.containerd]
 
-READERS = 20
+CONTAINERS = 20
 PAUSE = (0.5, 3.0)
 """Seconds between two kills."""
+CACHE = "12MiB"
+"""A quarter of the image, or what was read once would never be asked for again."""
 
 
 def image(path: Path, dice: random.Random) -> dict[str, list[object] | None]:
-    """Three layers of files, small ones and some of megabytes; what is in them all together."""
+    """A busybox, and three layers of files below ``tree``, small ones and some of megabytes; what is in them all together."""
     manifest: dict[str, list[object] | None] = {}
-    layers = []
+    # The host's /usr, with its Python, is mounted where the links lead.
+    below: dict[str, bytes | str | None] = {"bin": None, "tree": None, "lib": "usr/lib", "lib64": "usr/lib64"}
+    layers = [tar(below, programs={"bin/busybox": require_tool("busybox").read_bytes()})]
     for number in range(3):
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
             folders = [f"layer{number}"] + [f"layer{number}/d{folder}" for folder in range(12)]
             for folder in folders:
-                info = tarfile.TarInfo(folder)
+                info = tarfile.TarInfo(f"tree/{folder}")
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
-                tar.addfile(info)
+                archive.addfile(info)
                 manifest[folder] = None
             for count in range(200):
                 size = 2 << 20 if count % 40 == 0 else dice.randrange(60_000)
                 data = dice.randbytes(size)
-                info = tarfile.TarInfo(f"{dice.choice(folders)}/f{count}")
+                name = f"{dice.choice(folders)}/f{count}"
+                info = tarfile.TarInfo(f"tree/{name}")
                 info.size, info.mode = size, 0o644
-                tar.addfile(info, io.BytesIO(data))
-                manifest[info.name] = [size, hashlib.sha256(data).hexdigest()]
+                archive.addfile(info, io.BytesIO(data))
+                manifest[name] = [size, hashlib.sha256(data).hexdigest()]
         layers.append(buffer.getvalue())
     docker_archive(path, layers)
     return manifest
@@ -88,7 +95,19 @@ def holder(on_stage: Stage) -> int:
     return owner(on_stage.root / "snapshotter/holder.lock")
 
 
-def test_no_reader_notices(on_stage: Stage, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def container(containerd: PrivateContainerd, folder: Path, seed: int) -> subprocess.Popen[str]:
+    """``reader.py`` in a container, with the host's Python."""
+    mounts = {"/usr": "/usr", sys.base_prefix: sys.base_prefix, str(folder): "/stage"}
+    binds = [f"--mount=type=bind,src={source},dst={target},options=rbind:ro" for source, target in mounts.items()]
+    python = str(Path(sys.executable).resolve())
+    command = [
+        containerd.ctr_binary, "--address", containerd.address, "run", "--rm", "--snapshotter", "ipfs", *binds, "killed", f"reader-{seed}",
+        python, "-B", "/stage/reader.py", "/tree", "/stage/manifest", "/stage/stop", str(seed),
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=containerd.environment)
+
+
+def test_no_container_notices(on_stage: Stage, request: pytest.FixtureRequest) -> None:
     seconds = float(request.config.getoption("--kill-seconds"))
     seed = int(request.config.getoption("--kill-seed") or time.time_ns())
     dice = random.Random(seed)
@@ -96,6 +115,7 @@ def test_no_reader_notices(on_stage: Stage, request: pytest.FixtureRequest, tmp_
     (on_stage.root / "manifest").write_text(json.dumps(manifest))
     pushed = on_stage.push(on_stage.root / "image.tar")
     on_stage.serve()
+    on_stage.cache = CACHE
     on_stage.start_daemon()
     folder = Path(tempfile.mkdtemp(prefix="ctrd-", dir="/tmp"))
     counts = {"daemon": 0, "data plane": 0, "both": 0, "holder": 0}
@@ -105,20 +125,14 @@ def test_no_reader_notices(on_stage: Stage, request: pytest.FixtureRequest, tmp_
         containerd.wait_for_snapshotter("ipfs")
         pulled = on_stage.rpull(containerd, pushed["cid"], "--name", "killed")
         assert {layer["how"] for layer in pulled["layers"]} == {"lazy"}
-        root = stack.enter_context(view(containerd, "ipfs", pulled["layers"][-1]["chain_id"], tmp_path / "view"))
         stop = on_stage.root / "stop"
-        readers = [
-            subprocess.Popen(
-                [sys.executable, reader.__file__, root, on_stage.root / "manifest", stop, str(number)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for number in range(READERS)
-        ]  # fmt: skip
+        shutil.copy(reader.__file__, on_stage.root / "reader.py")
+        readers = [container(containerd, on_stage.root, number) for number in range(CONTAINERS)]
         stack.callback(lambda: [process.kill() for process in readers])
         end = time.monotonic() + seconds
         while time.monotonic() < end and all(process.poll() is None for process in readers):
             time.sleep(dice.uniform(*PAUSE))
-            if dice.random() < 0.3:
+            if dice.random() < 0.5:
                 Path("/proc/sys/vm/drop_caches").write_text("3")
             whom = dice.choices(list(counts), [3, 5, 2, 1])[0]
             if whom == "holder":
@@ -143,6 +157,7 @@ def test_no_reader_notices(on_stage: Stage, request: pytest.FixtureRequest, tmp_
         assert not wrong, f"seed {seed}, after {counts}:\n{wrong[0]}\n{on_stage.log()[-6000:]}"
         said = [json.loads(out) for out, _ in results]
         print(
-            f"{on_stage.mode}: {counts}; {sum(one['actions'] for one in said)} actions, the slowest took {max(one['slowest'] for one in said)} s"
+            f"{on_stage.mode}: {CONTAINERS} containers, {counts}; {sum(one['actions'] for one in said)} actions, the slowest took"
+            f" {max(one['slowest'] for one in said)} s; {sum(int(layer['bytes_read']) for layer in on_stage.status()['layers']):,} bytes by the last data plane"
         )
         assert sum(counts.values()) > 2
