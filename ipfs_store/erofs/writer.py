@@ -8,6 +8,7 @@ from elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import struct
 from operator import itemgetter
@@ -66,9 +67,10 @@ def write_image(root: Inode) -> bytes:
             image += shared.area
             image += bytes(-len(image) % BLOCK)
         _encode(layout, image)
+        # A UUID of its own: overlayfs finds the file that a changed one came from, and so its inode number, in no layer that shares its UUID.
         SUPERBLOCK.pack_into(
             image, 1024, MAGIC, 0, 0, 12, 0, layout.at[root.number] // 32, len(known), 0, 0, len(image) // BLOCK, 0,
-            xattr_block if shared.area else 0, bytes(16), bytes(16), _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
+            xattr_block if shared.area else 0, hashlib.sha256(image).digest()[:16], bytes(16), _CHUNKED_FILE, 0, 0, 0, 0, 0, 0, 0,
         )  # fmt: skip
     finally:
         for inode in known:

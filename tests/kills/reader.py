@@ -1,6 +1,6 @@
 """``python reader.py ROOT MANIFEST STOP SEED``: read and walk ROOT until the file STOP is there; every byte and name has to be right.
 
-Runs in a container, with a busybox in the image. MANIFEST is JSON: path -> [size, SHA-256 of the contents] for files, path -> null for folders. Prints what was done; an error is a traceback and status 1.
+Runs in a container, with a busybox in the image. MANIFEST is JSON: path -> [size, SHA-256 of the contents] for files, path -> null for folders. Prints that it has begun, and at the end what was done; an error is a traceback and status 1.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main(root: Path, manifest: Path, stop: Path, seed: int) -> None:
         done = subprocess.run(["/bin/busybox", "sha256sum", root / path], capture_output=True, text=True, check=True)
         assert done.stdout.split()[0] == files[path][1], f"busybox reads wrong bytes in {path}"
 
+    print("begun", flush=True)
     while not stop.exists():
         action = dice.choices([walk, from_held, mapped, executed, whole], [1, 3, 3, 2, 8])[0]
         began = time.monotonic()

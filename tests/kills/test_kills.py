@@ -129,6 +129,9 @@ def test_no_container_notices(on_stage: Stage, request: pytest.FixtureRequest) -
         shutil.copy(reader.__file__, on_stage.root / "reader.py")
         readers = [container(containerd, on_stage.root, number) for number in range(CONTAINERS)]
         stack.callback(lambda: [process.kill() for process in readers])
+        for process in readers:  # who starts a container without a daemon gets an error, and has to start it again
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n", process.communicate()[1]
         end = time.monotonic() + seconds
         while time.monotonic() < end and all(process.poll() is None for process in readers):
             time.sleep(dice.uniform(*PAUSE))
@@ -154,7 +157,7 @@ def test_no_container_notices(on_stage: Stage, request: pytest.FixtureRequest) -
         stop.touch()
         results = [process.communicate(timeout=120) for process in readers]
         wrong = [error for (_, error), process in zip(results, readers, strict=True) if process.returncode]
-        assert not wrong, f"seed {seed}, after {counts}:\n{wrong[0]}\n{on_stage.log()[-6000:]}"
+        assert not wrong, f"seed {seed}, after {counts}:\n{wrong[0]}\n{on_stage.log()[-6000:]}\n{containerd.log.read_text()[-3000:]}"
         said = [json.loads(out) for out, _ in results]
         print(
             f"{on_stage.mode}: {CONTAINERS} containers, {counts}; {sum(one['actions'] for one in said)} actions, the slowest took"

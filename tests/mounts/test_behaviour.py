@@ -174,6 +174,17 @@ def test_links_renames_and_removals(root: Path) -> None:
     assert os.readlink(root / "link") == "dir/sub/file"
 
 
+def test_a_file_that_was_written_keeps_its_inode_number(root: Path) -> None:
+    names = ("dir/sub/file", "bin/cat", "link")
+    before = [(root / name).lstat().st_ino for name in names]
+    for name in names[:2]:
+        with (root / name).open("ab") as file:
+            file.write(b"more")
+    os.chown(root / "link", 7, 7, follow_symlinks=False)
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    assert [(root / name).lstat().st_ino for name in names] == before
+
+
 def test_a_file_with_holes_reads_as_zeroes(root: Path) -> None:
     assert (root / "sparse").stat().st_size == 10 << 20
     with (root / "sparse").open("r+b") as file:
