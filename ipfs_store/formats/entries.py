@@ -53,6 +53,7 @@ class _Decoder:
         self._imply = implied_directories(self._found)
         self._holes = 0
         self._prefetch_end = 0
+        self._linked = False
         self._times: dict[str, int] = {}
         self._xattrs = Xattrs()
 
@@ -74,7 +75,9 @@ class _Decoder:
         # By depth, so that parents come first whatever the order in the TOC; stable, so that siblings keep theirs.
         entries = sorted(self._found.values(), key=lambda entry: (entry.path.count("/") + 1) if entry.path else 0)
         self._check_parents(entries)
-        return Toc(entries=resolve_links(entries, self._found), digest=self._digest, prefetch_end=self._prefetch_end)
+        if self._linked:
+            entries = resolve_links(entries, self._found)
+        return Toc(entries=entries, digest=self._digest, prefetch_end=self._prefetch_end)
 
     def _take(self, item: Item, more: Sequence[Item]) -> None:
         found = self._found
@@ -107,12 +110,15 @@ class _Decoder:
             size, digest = item.size, item.digest
             if digest and not _is_digest(digest):
                 check_digest(digest, path)
-            if size:
+            if 0 < size < _SIZE_LIMIT and not more and item.chunk_size in (0, size) and not item.chunk_offset and not item.chunk_type:
+                chunks = (self._chunk(item, 0, size, path, single=True),)
+            elif size:
                 chunks = self._chunks(item, more, path)
         elif kind == "symlink":
             link = check_target(item.link_name, path)
         elif kind == "hardlink":
             link = normalise(item.link_name)
+            self._linked = True
         elif kind != "dir" and kind != "fifo":
             major, minor = item.dev_major, item.dev_minor
             if not (0 <= major < _ID_LIMIT and 0 <= minor < _ID_LIMIT):
@@ -126,8 +132,6 @@ class _Decoder:
         size = item.size
         if not 0 <= size < _SIZE_LIMIT:
             raise InvalidLayer(f"{path!r} has a size of {size} in the TOC")
-        if not more and item.chunk_size in (0, size) and not item.chunk_offset and not item.chunk_type:
-            return (self._chunk(item, 0, size, path, single=True),)
         pieces = [item, *more]
         chunks: list[Chunk] = []
         at = 0
