@@ -52,6 +52,7 @@ def data_plane(config: Config, kept: int | None = None) -> DataPlane:
             abandon=config.dataplane.abandon,
             log_level=config.log_level,
             code=code_identity(),
+            holder_code=code_identity("snapshotter.holder"),
         ),
         kept=kept,
     )
@@ -242,10 +243,10 @@ def _keep_with_systemd(plane: DataPlane) -> None:
         os.close(descriptor)
 
 
-def code_identity() -> str:
-    """Names the code that is installed: version, and what an upgrade in place changes of its files."""
+def code_identity(*packages: str) -> str:
+    """Names the code that is installed (of ``packages``; of all): version, and what an upgrade in place changes of its files."""
     seen = hashlib.sha256()
-    for package in ("ipfs_store", "snapshotter"):
+    for package in packages or ("ipfs_store", "snapshotter"):
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.submodule_search_locations
         for folder in spec.submodule_search_locations:

@@ -123,6 +123,8 @@ class Launch:
     """False: as if the kernel could not send requests again."""
     code: str = ""
     """Names the code that would run: a data plane that runs other code is replaced."""
+    holder_code: str = ""
+    """The same for the holder."""
     program: tuple[str, ...] = (sys.executable, "-m", "snapshotter.dataplane")
 
     @property
@@ -194,6 +196,9 @@ class DataPlane:
                 holder = self._ask_holder("status")
             except NoHolder:
                 new = self._start_holder()
+                holder = self._ask_holder("status")
+            if holder.get("code") != self.launch.holder_code:
+                self._replace_holder()
                 holder = self._ask_holder("status")
             if tuple(holder["command"]) != self.launch.command():
                 self._replace()
@@ -362,6 +367,19 @@ class DataPlane:
             # The one before serves on.
             _log.error("the data plane cannot be replaced by one with the present settings and code: %s", error)
 
+    def _replace_holder(self) -> None:
+        """By one with the present code, which takes the connection from the data plane. Should that die just now: we have it, too."""
+        _log.info("the holder of the FUSE connection runs other code than it should, and is replaced")
+        if self._kept is None:
+            self._kept = self.share()
+        self._ask_holder("leave")
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while pid := self.holder_pid():
+            if time.monotonic() > deadline:
+                raise DataPlaneFailed(f"the holder of the FUSE connection (process {pid}) does not end", hint=f"kill -9 {pid}")
+            time.sleep(LOOK_AGAIN)
+        self._start_holder()
+
     def _start_holder(self) -> bool:
         """One for the data plane that lost its own, for the connection that was kept, or for a new connection; True for a new one."""
         if locks.owner(self._lock):
@@ -388,7 +406,7 @@ class DataPlane:
         read_end, write_end = os.pipe()
         launch = self.launch
         command = [sys.executable, "-m", "snapshotter.holder", f"--mountpoint={launch.mountpoint}", f"--socket={launch.holder}"]
-        command += [f"--record={launch.record}", f"--ready-fd={write_end}", *options]
+        command += [f"--record={launch.record}", f"--code={launch.holder_code}", f"--ready-fd={write_end}", *options]
         command += [] if launch.resend else ["--no-resend"]
         command += [f"--abandon={launch.abandon}"] if launch.abandon is not None else []
         try:

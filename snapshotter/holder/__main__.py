@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--adopt", type=Path, metavar="SOCKET", help="go on with the data plane that serves there and has no holder")
     arguments.add_argument("--fuse-fd", type=int, metavar="N", help="go on with this connection, as the record has it")
     arguments.add_argument("--no-resend", action="store_true", help="as on kernels before 6.9, which cannot send requests again")
+    arguments.add_argument("--code", default="", help=argparse.SUPPRESS)  # tells the daemon that we run what it would start
     arguments.add_argument("--ready-fd", type=int, metavar="N", help=argparse.SUPPRESS)
     arguments.add_argument("command", nargs="+", metavar="COMMAND")
     return arguments
@@ -80,7 +81,7 @@ def _hold(options: argparse.Namespace, ready: object) -> int:
     connection.resend &= not options.no_resend
     listener = _listen(options.socket)
     try:
-        settings = Settings(options.record, options.abandon, options.watchdog, options.drain)
+        settings = Settings(options.record, options.abandon, options.watchdog, options.drain, options.code)
         return Supervisor(settings, connection, listener, options.command, serving).run(ready)
     finally:
         options.socket.unlink(missing_ok=True)

@@ -47,6 +47,8 @@ class Settings:
     """A data plane that says nothing for so long is killed and replaced."""
     drain: float
     """Where the kernel cannot send again: how long a data plane that is to be replaced may still answer what it has read."""
+    code: str = ""
+    """Names the code that we run, for who asks for our status."""
 
 
 class Supervisor:
@@ -280,6 +282,7 @@ class Supervisor:
                     command=list(self._command),
                     served=self._served,
                     resend=self._connection.resend,
+                    code=self._settings.code,
                 )
             case "replace":
                 self._waiting.append(conversation)

@@ -249,6 +249,25 @@ def test_other_settings_take_over_while_files_are_read(served: Served) -> None:
     assert changed.status_of_holder()["worker"] == after["worker"]
 
 
+def test_a_holder_with_other_code_takes_over_from_the_one_before(served: Served) -> None:
+    plane = served.plane()
+    plane.start()
+    root = plane.mount(1, SOURCE)
+    before, holder = plane.status_of_holder(), plane.holder_pid()
+    with open(root / "big", "rb", buffering=0) as held:
+        upgraded = served.plane(holder_code="2.0")
+        assert not upgraded.start()
+        after = upgraded.status_of_holder()
+        assert (after["code"], after["worker"]) == ("2.0", before["worker"])
+        assert upgraded.holder_pid() not in (0, holder)
+        kill(after["worker"])
+        drop_caches()
+        assert held.read(10) == FILES["big"][:10]
+    assert every_file(root) == FILES
+    assert not upgraded.start()
+    assert upgraded.holder_pid() == after["pid"]
+
+
 def test_a_replacement_that_does_not_start_replaces_nothing(served: Served) -> None:
     plane = served.plane()
     plane.start()
