@@ -5,7 +5,7 @@
 command. Best of the runs on both sides; processor seconds and memory are those of the two commands' processes, without containerd's.
 "no compression, no hash": what our layer takes of a processor where neither is done. "the disk": the tar read and the blob written and synced.
 
-The images are Debian root file systems of 300 and 800 MB, 12,000 and 30,000 entries (``material/debian.py``), made at the first run, which takes root and
+The images are Debian root file systems of 280 and 790 MB, 10,000 and 26,000 entries (``material/debian.py``), made at the first run, which takes root and
 some minutes; or those of ``IPFS_STORE_BENCH_IMAGES``, archives separated by colons. ``IPFS_STORE_BENCH_RUNS``: 2. ``IPFS_STORE_BENCH_FORMATS``: both.
 """
 
