@@ -50,7 +50,6 @@ class Pins:
     def __init__(
         self, folder: Path, room: Room, reader: ChunkReader, threads: trio.CapacityLimiter, mounted: Callable[[], Iterable[Pinnable]]
     ) -> None:
-        """Raises StorageFailed."""
         self._folder = folder
         self._room = room
         self._reader = reader
@@ -59,12 +58,13 @@ class Pins:
         self._wake = trio.Event()
         self._names: dict[str, set[str]] = {}
         self._state: dict[str, Pin] = {}
-        try:
-            for path in folder.iterdir() if folder.exists() else ():
-                if not path.name.startswith("."):
-                    self._names[path.name] = set(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
-            raise StorageFailed(f"pins cannot be read: {path}: {error}", hint="delete it, and pin the image again") from error
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name.startswith("."):
+                continue  # half-written when a process was killed
+            try:
+                self._names[path.name] = set(json.loads(path.read_text()))
+            except (OSError, ValueError, TypeError) as error:
+                _log.error("%s cannot be read (%s): pin the image again", path, error)
 
     @property
     def keys(self) -> frozenset[str]:

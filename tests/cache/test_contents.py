@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ipfs_store.errors import StorageFailed
 from snapshotter.cache import Candidate, ContentStore, Room
+from tests.requirements import require_root
 
 MIB = 1 << 20
 
@@ -173,3 +175,38 @@ def test_a_part_of_a_file_counts_by_what_it_has_and_goes_like_others(tmp_path: P
 def test_a_note_of_what_is_held_that_a_power_failure_tore_stops_nobody(tmp_path: Path, left: bytes) -> None:
     (tmp_path / "held").write_bytes(left)
     assert Room(tmp_path).held == 0
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    require_root()
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m,mode=700", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.root
+def test_the_reserve_stays_free_whoever_fills_the_disk(disk: Path) -> None:
+    reserve, between_looks = 40 * MIB, 33 * MIB
+    store = ContentStore(disk / "c", Room(disk / "c", reserve=reserve))
+    store.room.candidates = all_candidates(store)
+
+    def free() -> int:
+        status = os.statvfs(disk)
+        return status.f_bavail * status.f_frsize
+
+    for number in range(150):
+        store.put(name(str(number)), [bytes(MIB)])
+        store.sync()  # an epoch for each, so that their order is known
+        assert free() >= reserve - between_looks
+    kept = [number for number in range(150) if store.has(name(str(number)))]
+    assert kept == list(range(kept[0], 150))
+    (disk / "others").write_bytes(bytes(6 * MIB))
+    for number in range(150, 190):
+        store.put(name(str(number)), [bytes(MIB)])
+    assert free() >= reserve - between_looks
+    assert store.has(name("189"))

@@ -278,3 +278,24 @@ def test_a_flipped_bit_in_the_cache_is_found_and_replaced_for_new_mounts(native:
     assert f"{victim} is damaged" in native.log()
     new = native.overlay(native.image("one"))
     assert {path: (new / path).read_bytes() for path in files} == files
+
+
+def test_metadata_that_a_power_failure_tore_are_built_again(native: Native) -> None:
+    files = {"a": noise("a", 5000), "b": noise("b", 5000)}
+    digest = native.write("one", tar_of(native.folder / "one.tar", files))
+    root = native.overlay(native.image("one", digest))
+    assert (root / "a").read_bytes() == files["a"]
+    native.unmount_all()
+    native.dataplane.stop()
+    for torn in ("metadata.erofs", "contents.index"):
+        (image,) = (native.folder / "cache/metadata").glob(f"*/{torn}")
+        image.write_bytes(image.read_bytes()[:-2048] + bytes(2048))
+        (native.folder / "cache/contents/synced").write_text("another-boot 1")
+        native.dataplane.start()
+        assert "the metadata of 1 layers were damaged" in native.log()
+        root = native.overlay(native.image("one", digest))
+        assert {path: (root / path).read_bytes() for path in files} == files
+        native.unmount_all()
+        native.dataplane.stop()
+        (native.folder / "log").write_text("")
+    native.dataplane.start()

@@ -128,6 +128,22 @@ def test_a_pin_goes_with_its_image(native: Native) -> None:
 
 @pytest.mark.root
 @pytest.mark.fuse
+def test_a_pin_that_cannot_be_read_stops_nobody(native: Native) -> None:
+    digest = native.write("one", tar_of(native.folder / "one.tar", FILES))
+    native.image("one", digest)
+    native.dataplane.pin("image", [NUMBER])
+    (pin,) = (native.folder / "cache/pins").iterdir()
+    pin.write_text("no JSON")
+    rebooted(native)
+    assert f"{pin} cannot be read" in native.log()
+    native.image("one", digest)
+    assert not native.status("one").pinned
+    native.dataplane.pin("image", [NUMBER])
+    until_whole(native)
+
+
+@pytest.mark.root
+@pytest.mark.fuse
 def test_a_portable_layer_is_pinned_too(plane: Plane) -> None:
     folder = plane.mount("one", of_files(FILES))
     plane.dataplane.pin("image", [NUMBER])
