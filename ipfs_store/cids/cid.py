@@ -56,8 +56,10 @@ def parse_cid(text: str) -> Cid:
     for prefix in ("ipfs://", "/ipfs/"):
         bare = bare.removeprefix(prefix)
     bare = bare.rstrip("/")
-    if (usual := _written_by_us(bare)) is not None:
-        return validate_cid(usual)
+    try:
+        return cid_of_name(bare)
+    except InvalidCid:
+        pass  # written otherwise, if it is one
     from multiformats import CID  # 60 ms to import
 
     hint = "a CID looks like bafkrei... or Qm...; ipfs-push prints one"
@@ -71,15 +73,15 @@ def parse_cid(text: str) -> Cid:
     return validate_cid(raw)
 
 
-def _written_by_us(text: str) -> Cid | None:
-    """The bytes of a CID as ``format_cid`` writes it, which nearly all are; None for another form."""
-    if not text.startswith("b"):
-        return None
+def cid_of_name(name: str) -> Cid:
+    """The CID that ``format_cid`` wrote as ``name``; raises InvalidCid, for other forms of a CID as well."""
     try:
-        raw = Cid(base64.b32decode(text[1:].upper() + "=" * (-len(text[1:]) % 8)))
-    except ValueError:
-        return None
-    return raw if raw[:1] == b"\x01" and format_cid(raw) == text else None
+        cid = validate_cid(base64.b32decode(name[1:].upper() + "=" * (-len(name[1:]) % 8)))
+    except ValueError as error:
+        raise InvalidCid(f"{name[:100]!r} is not a CID") from error
+    if format_cid(cid) != name:
+        raise InvalidCid(f"{name[:100]!r} is not a CID as we write it")
+    return cid
 
 
 def format_cid_v0(cid: Cid) -> str:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ipfs_store import __version__
-from ipfs_store.cids import format_cid
+from ipfs_store.cids import cid_of_name, format_cid
 from ipfs_store.errors import IpfsStoreError
 from ipfs_store.images.model import PushedLayer
 from ipfs_store.images.root import RootToc
-from ipfs_store.nodes.blockstore import cid_of_name
 from ipfs_store.oci import Descriptor, Digest
 
 _log = logging.getLogger(__name__)

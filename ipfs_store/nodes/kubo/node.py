@@ -11,11 +11,10 @@ from functools import partial
 
 import trio
 
-from ipfs_store.cids import DAG_PB, Cid, codec_of, format_cid, format_cid_v0, parse_cid, verify_block
+from ipfs_store.cids import DAG_PB, Cid, cid_of_name, codec_of, format_cid, format_cid_v0, parse_cid, verify_block
 from ipfs_store.cids.cid import identity_block
 from ipfs_store.dag.car import CarReader
 from ipfs_store.errors import BlockMismatch, BlockNotFound, InvalidCid, InvalidInput, IpfsStoreError, NodeUnavailable, NotFound
-from ipfs_store.nodes.blockstore import cid_of_name
 from ipfs_store.nodes.exchange.url import normalize_url
 from ipfs_store.nodes.flights import Flights
 from ipfs_store.nodes.interface import GcResult, Push

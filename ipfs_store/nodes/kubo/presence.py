@@ -8,9 +8,8 @@ from contextlib import AsyncExitStack
 
 import trio
 
-from ipfs_store.cids import Cid, format_cid
+from ipfs_store.cids import Cid, cid_of_name, format_cid
 from ipfs_store.errors import IpfsStoreError
-from ipfs_store.nodes.blockstore import cid_of_name
 from ipfs_store.nodes.kubo.connection import Exchange
 from ipfs_store.nodes.kubo.rpc import Rpc, RpcError
 
