@@ -89,7 +89,8 @@ async def push_image(node: Node, image: Image, options: PushOptions | None = Non
             work = _Pusher(push, image, replace(options, memory=None), progress or NoProgress())
             result = await work.run()
         # Before the push ends: from then on a collector may take what no pin reaches.
-        await node.pin(result.root, name=work.name)
+        # The name is the CID's alone: a pin with a name has Kubo read all that it keeps.
+        await node.pin(result.root)
         await node.pin(result.cid, name=work.name)
     return result
 

@@ -11,7 +11,7 @@ import pytest
 import pytest_trio
 import trio
 
-from ipfs_store.cids import DAG_CBOR, RAW, cid_of
+from ipfs_store.cids import DAG_CBOR, RAW, Cid, cid_of
 from ipfs_store.dag import dagcbor
 from ipfs_store.errors import BlockNotFound, NodeUnavailable, StorageFailed
 from ipfs_store.nodes.interface import Block
@@ -179,6 +179,41 @@ async def test_what_is_pinned_is_pushed_without_sending_anything(kubo: KuboDaemo
         await node.pin(root, name="before")
         assert push.new_blocks == 0
     await node.unpin(root)
+    await node.aclose()
+
+
+@pytest.mark.kubo
+async def test_what_was_pushed_whole_is_pinned_without_being_read_again(kubo: KuboDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def add(*_: object, **__: object) -> bool:
+        raise AssertionError("Kubo would read all of it")
+
+    monkeypatch.setattr("ipfs_store.nodes.kubo.node.add_pin", add)
+    node = KuboNode(kubo.api)
+    file, blocks = file_blocks(b"whole" * 2000)
+    await put(node, *blocks[:3])  # what is there already counts as well
+    data = dagcbor.encode({"file": dagcbor.CidLink(file), "inline": dagcbor.CidLink(Cid(b"\x01\x55\x00\x02hi"))})
+    root = Block(cid_of(DAG_CBOR, data), data)
+    async with node.push() as push:
+        await push.put_all([*blocks, root])
+        await push.flush()
+        await node.pin(root.cid)
+    assert (await node.pins())[root.cid] == ""
+    await node.gc()
+    assert all([await node.has(block.cid) for block in (*blocks, root)])
+    await node.unpin(root.cid)
+    await node.aclose()
+
+
+@pytest.mark.kubo
+async def test_what_was_not_pushed_whole_is_not_taken_to_be(kubo: KuboDaemon) -> None:
+    node = KuboNode(kubo.api, timeout=1)
+    root, blocks = file_blocks(bytes(range(255, -1, -1)) * 40)
+    with pytest.raises(BlockNotFound):
+        async with node.push() as push:
+            await push.put_all(blocks[1:])
+            await push.flush()
+            await node.pin(root)
+    assert root not in await node.pins()
     await node.aclose()
 
 

@@ -11,7 +11,7 @@ from ipfs_store.dag.car import car_frame_start, car_header
 from ipfs_store.errors import NodeUnavailable
 from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.kubo.connection import Broken, Exchange
-from ipfs_store.nodes.kubo.rpc import Rpc, error_of, one_line
+from ipfs_store.nodes.kubo.rpc import Rpc, error_of, file_part, one_line
 
 # Announcing what was imported is Kubo's affair, and is done by its own schedule: in line with an import it costs a DHT walk.
 _QUIET = [("fast-provide-root", "false"), ("fast-provide-dag", "false")]
@@ -34,7 +34,7 @@ class Import:
         parameters = [("pin-roots", "true" if pin_roots else "false"), ("stats", "true"), *_QUIET]
         request = cls(rpc, await rpc.upload("dag/import", parameters, f"multipart/form-data; boundary={boundary}"), boundary)
         try:
-            await request._send([request._part(car_header([])).lstrip()])
+            await request._send([file_part(boundary), car_header([])])
         except BaseException:
             request.close()
             raise
@@ -58,7 +58,7 @@ class Import:
         """
         try:
             if roots:
-                await self._send([self._part(car_header(roots))])
+                await self._send([b"\r\n", file_part(self._boundary), car_header(roots)])
             await self.send(blocks)
             await self._send([f"\r\n--{self._boundary}--\r\n".encode()], last=True)
             with self._rpc.faults():
@@ -90,9 +90,3 @@ class Import:
             root = line.get("Root")
             if isinstance(root, dict) and root.get("PinErrorMsg"):
                 raise error_of(f"pin: {one_line(str(root['PinErrorMsg']))}", self._rpc.address)
-
-    def _part(self, body: bytes) -> bytes:
-        return (
-            f'\r\n--{self._boundary}\r\nContent-Disposition: form-data; name="file"; filename="blocks.car"\r\n'
-            f"Content-Type: application/octet-stream\r\n\r\n"
-        ).encode() + body

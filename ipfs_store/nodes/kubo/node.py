@@ -132,6 +132,10 @@ class KuboNode:
             pinned = await pin_name(self._rpc, root)
             if pinned is not None and name in ("", pinned):
                 return  # Kubo would go through all of it once more, with the pin taken away meanwhile
+            if not name and pinned is None:
+                for push in list(self._pushes):
+                    if await push.pin(root):
+                        return
         try:
             # Kubo lets no pin pass a collector, which may wait for our pushes: then these step aside.
             done = await add_pin(self._rpc, root, name, self._timeout, waits=self._let_the_collector_run)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
 import trio
 
-from ipfs_store.cids import Cid, format_cid
-from ipfs_store.errors import BlockNotFound
-from ipfs_store.nodes.kubo.rpc import Rpc, RpcError
+from ipfs_store.cids import DAG_CBOR, DAG_PB, RAW, Cid, codec_of, format_cid
+from ipfs_store.errors import BlockNotFound, NodeUnavailable
+from ipfs_store.nodes.interface import Block
+from ipfs_store.nodes.kubo.rpc import Rpc, RpcError, file_part
 
+_CODECS = {RAW: "raw", DAG_PB: "dag-pb", DAG_CBOR: "dag-cbor"}
 _TICKS = 2  # Kubo says twice a second how many blocks it has gone through
 
 
@@ -27,6 +30,22 @@ async def pin_name(rpc: Rpc, root: Cid) -> str | None:
         raise
     ((_, pin),) = answer["Keys"].items()
     return str(pin.get("Name") or "")
+
+
+async def put_pinned(rpc: Rpc, block: Block) -> None:
+    """Store ``block`` and pin it with all below it, which Kubo does not look for: as `ipfs add` pins, in no time, but without a name.
+
+    ``add_pin`` has Kubo read all of it, which takes half as long as storing it. Raises RpcError, StorageFailed, NodeUnavailable.
+    """
+    boundary = secrets.token_hex(16)
+    parameters = [("cid-codec", _CODECS[codec_of(block.cid)]), ("mhtype", "sha2-256"), ("pin", "true")]
+    with rpc.faults(), await rpc.upload("block/put", parameters, f"multipart/form-data; boundary={boundary}") as exchange:
+        await exchange.send([file_part(boundary), block.data, f"\r\n--{boundary}--\r\n".encode()], last=True)
+        await exchange.answer()
+        await rpc.check(exchange)
+        stored = [line["Key"] async for line in rpc.objects(exchange)]
+    if stored != [format_cid(block.cid)]:
+        raise NodeUnavailable(f"Kubo at {rpc.address} stored {stored} in place of {format_cid(block.cid)}")
 
 
 async def add_pin(rpc: Rpc, root: Cid, name: str, timeout: float, *, waits: Callable[[], Awaitable[None]] | None = None) -> bool:

@@ -138,6 +138,13 @@ def _target(command: str, parameters: Parameters) -> str:
     return f"/api/v0/{command}" + (f"?{urlencode(parameters)}" if parameters else "")
 
 
+def file_part(boundary: str) -> bytes:
+    """What stands before a file in the body of an upload."""
+    return (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="file"\r\nContent-Type: application/octet-stream\r\n\r\n'
+    ).encode()
+
+
 def error_of(message: str, address: ApiAddress) -> IpfsStoreError:
     """Kubo's message as an error of ours."""
     text = one_line(message)

@@ -71,7 +71,7 @@ def last_layer(archive: Path, folder: Path) -> Path:
 
 def made_blocks(path: Path, rule: Chunker) -> tuple[list[tuple[Cid, bytes]], Cid]:
     """The blocks of a blob as a push makes them, and their root."""
-    builder = FileBuilder()
+    builder = FileBuilder(inline=rule.inline)
     blocks = [block for leaf in rule.leaves(memoryview(path.read_bytes())) for block in builder.add(bytes(leaf))]
     blocks += builder.finish()
     assert builder.root is not None
