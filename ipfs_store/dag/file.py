@@ -46,7 +46,7 @@ class UnixfsFile:
         self._root = root
         self._nodes: dict[Cid, FileNode] = {}
         """The interior blocks that were fetched last."""
-        self._wants = trio.CapacityLimiter(WANTS_IN_FLIGHT)
+        self._wants = trio.Semaphore(WANTS_IN_FLIGHT)
 
     @classmethod
     async def open(cls, get: GetBlock, cid: Cid) -> UnixfsFile:
@@ -87,15 +87,17 @@ class UnixfsFile:
 
         async def fetch(number: int, leaf: Leaf, scope: trio.CancelScope) -> None:
             try:
-                async with self._wants:
-                    pieces[number] = cut(leaf, await self._leaf(leaf), offset, length)
+                pieces[number] = cut(leaf, await self._leaf(leaf), offset, length)
             except IpfsStoreError as error:
                 # The first error is the reader's answer; a group of the errors of all leaves would say no more.
                 failed.append(error)
                 scope.cancel()
+            finally:
+                self._wants.release()
 
         async with trio.open_nursery() as nursery:
             for number, leaf in enumerate(parts):
+                await self._wants.acquire()  # here, in order: the tasks start in none, and neighbours are asked for together
                 nursery.start_soon(fetch, number, leaf, nursery.cancel_scope)
         if failed:
             raise failed[0]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -19,7 +19,12 @@ from ipfs_store.nodes.blockstore import BlockStore, StoreStats
 from ipfs_store.nodes.flights import Flights
 from ipfs_store.nodes.interface import Block, GcResult, Push
 from ipfs_store.nodes.pins import Pins
+from ipfs_store.nodes.runs import Runs
 from ipfs_store.nodes.staging import Staging
+from ipfs_store.nodes.together import Together
+
+if TYPE_CHECKING:
+    from ipfs_store.nodes.exchange.client import PeerClient
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,20 +32,8 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0
 """Seconds that a block is looked for at the peers."""
 _DISK_THREADS = 8
-_PIN_BATCH = 128  # blocks looked at in one go of a thread
-_PIN_FETCHES = 16  # blocks asked for at a time while pinning: a 200 Mbit/s link is full at 4, 1 Gbit/s at about 16 by HTTP
-
-
-class Source(Protocol):
-    """Where a block comes from that the store lacks."""
-
-    async def fetch(self, cid: Cid, *, timeout: float) -> bytes:
-        """The block, verified; raises BlockNotFound, NodeUnavailable."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close connections."""
-        ...
+_READ_TOGETHER = 32  # blocks
+_PIN_BATCH = 128  # blocks looked at in one go of a thread, and asked for at a time
 
 
 def default_path() -> Path:
@@ -63,30 +56,34 @@ class EmbeddedNode:
         *,
         peers: Sequence[str] = (),
         timeout: float = DEFAULT_TIMEOUT,
-        source: Source | None = None,
     ) -> None:
         """Open the folder (see ``default_path``), made if missing; raises StorageFailed.
 
         ``peers``: base URLs of trustless gateways, as ``ipfs-store serve`` and Kubo are; ``timeout`` in seconds: how long they are asked.
-        ``source`` takes the place of ``peers``.
         """
         self.store = BlockStore(path or default_path())
         self._pins = Pins(self.store.path / "pins")
         self._timeout = timeout
-        self._source = source
         self._peers = tuple(peers)
+        self._client: PeerClient | None = None
+        self._runs = Runs(self._fetch_one, self._fetch_run)
         self._flights = Flights[Cid, bytes]()
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
+        self._together = Together[Cid, bytes | None](self.local_many, _READ_TOGETHER)
         self._pushes: set[Staging] = set()
         self._full = False
 
     async def get(self, cid: Cid, *, timeout: float | None = None) -> bytes:
         """The block, from the store or a peer; what a peer sent is stored. See ``Node.get``."""
-        data = await self.local(cid)
+        data = await self._together.get(cid)
         if data is not None:
+            if self._peers:
+                self._runs.note(cid, data)
             return data
-        seconds = self._timeout if timeout is None else timeout
-        return await self._flights.run(cid, partial(self._fetch, cid, seconds), seconds, partial(self._not_found, cid, seconds))
+        return await self._get_from_peers(cid, self._timeout if timeout is None else timeout)
+
+    async def _get_from_peers(self, cid: Cid, seconds: float) -> bytes:
+        return await self._flights.run(cid, partial(self._runs.fetch, cid, seconds), seconds, partial(self._not_found, cid, seconds))
 
     async def local(self, cid: Cid) -> bytes | None:
         """The block, if the store itself has it, verified; nobody else is asked."""
@@ -170,27 +167,45 @@ class EmbeddedNode:
 
     async def aclose(self) -> None:
         """Close connections and files."""
-        if self._source is not None:
-            await self._source.aclose()
+        if self._client is not None:
+            await self._client.aclose()
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self.store.close)
 
     async def _on_disk(self, function: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(partial(function, *args), limiter=self._disk)
 
-    async def _fetch(self, cid: Cid, seconds: float) -> bytes:
-        if self._source is None:
-            if not self._peers:
-                raise BlockNotFound(
-                    f"{format_cid(cid)} is not in {self.store.path}, and there are no peers to ask",
-                    hint="name peers with IPFS_STORE_PEERS=http://HOST:PORT (on the other machine: `ipfs-store serve`), or use a Kubo node",
-                )
+    async def _fetch_one(self, cid: Cid, seconds: float) -> bytes:
+        data = await self._peers_for(cid).fetch(cid, timeout=seconds)
+        self._runs.note(cid, data)
+        await self._keep([Block(cid, data)])
+        return data
+
+    async def _fetch_run(self, root: Cid, start: int, end: int, wanted: Mapping[Cid, Callable[[bytes], None]]) -> None:
+        async def take(blocks: list[Block]) -> None:
+            asked = [block for block in blocks if block.cid in wanted]
+            await self._keep(asked)
+            for block in asked:
+                wanted[block.cid](block.data)
+
+        await self._peers_for(root).run(root, start, end, take)
+
+    def _peers_for(self, cid: Cid) -> PeerClient:
+        """The peers, opened when something is missing for the first time; raises BlockNotFound where there are none."""
+        if not self._peers:
+            raise BlockNotFound(
+                f"{format_cid(cid)} is not in {self.store.path}, and there are no peers to ask",
+                hint="name peers with IPFS_STORE_PEERS=http://HOST:PORT (on the other machine: `ipfs-store serve`), or use a Kubo node",
+            )
+        if self._client is None:
             from ipfs_store.nodes.exchange.client import PeerClient
 
-            self._source = PeerClient(self._peers)
-        data = await self._source.fetch(cid, timeout=seconds)
+            self._client = PeerClient(self._peers)
+        return self._client
+
+    async def _keep(self, blocks: list[Block]) -> None:
         try:
-            await self._on_disk(self.store.write, cid, data)
+            await self._on_disk(self.store.write_many, blocks)
         except StorageFailed as error:
             # A reader is served all the same; who keeps blocks (`pin`) looks whether they are there.
             if not self._full:
@@ -198,7 +213,6 @@ class EmbeddedNode:
             self._full = True
         else:
             self._full = False
-        return data
 
     def _not_found(self, cid: Cid, seconds: float) -> IpfsStoreError:
         return BlockNotFound(
@@ -212,8 +226,10 @@ class EmbeddedNode:
         seen = {root}
         while waiting:
             batch, waiting = waiting[-_PIN_BATCH:], waiting[:-_PIN_BATCH]
-            missing, links = await self._on_disk(self._scan, batch, staging, reached)
+            missing, links, nodes = await self._on_disk(self._scan, batch, staging, reached)
             reached.fetched += len(missing)
+            for cid, block in nodes if self._peers else ():
+                self._runs.note(cid, block)
             links += await self._fetch_all(missing)
             for link in links:
                 if link not in seen:
@@ -221,8 +237,8 @@ class EmbeddedNode:
                     waiting.append(link)
         return reached
 
-    def _scan(self, cids: list[Cid], staging: Staging, reached: _Reached) -> tuple[list[Cid], list[Cid]]:
-        """Which of these are missing, and what the others link to. What an open push knows to be here is not looked at again."""
+    def _scan(self, cids: list[Cid], staging: Staging, reached: _Reached) -> tuple[list[Cid], list[Cid], list[tuple[Cid, bytes]]]:
+        """Which of these are missing, what the others link to, and those that do. What an open push knows to be here is not looked at again."""
         from ipfs_store.dag.links import links_of
 
         pushes = tuple(self._pushes)
@@ -232,13 +248,15 @@ class EmbeddedNode:
         reached.found += len(unknown)
         missing = self.store.missing(cid for cid in cids if cid in unknown and cid not in whole and codec_of(cid) == RAW)
         links: list[Cid] = []
+        found: list[tuple[Cid, bytes]] = []
         nodes = [cid for cid in cids if codec_of(cid) != RAW and cid not in whole]
         for cid, block in zip(nodes, self.store.read_many(nodes), strict=True):
             if block is None:
                 missing.append(cid)
             else:
+                found.append((cid, block))
                 links += links_of(cid, block)
-        return missing, links
+        return missing, links, found
 
     async def _fetch_all(self, cids: list[Cid]) -> list[Cid]:
         """Fetch these; the CIDs they link to."""
@@ -246,23 +264,21 @@ class EmbeddedNode:
 
         links: list[Cid] = []
         failures: list[IpfsStoreError] = []
-        limiter = trio.CapacityLimiter(_PIN_FETCHES)
 
         async def one(cid: Cid) -> None:
-            async with limiter:
-                try:
-                    links.extend(links_of(cid, await self.get(cid)))
-                    if not await self.has(cid):
-                        raise StorageFailed(f"{format_cid(cid)} came, and could not be kept in {self.store.path}", hint="is the disk full?")
-                except IpfsStoreError as error:
-                    failures.append(error)
-                    nursery.cancel_scope.cancel()
+            try:
+                links.extend(links_of(cid, await self._get_from_peers(cid, self._timeout)))
+            except IpfsStoreError as error:
+                failures.append(error)
+                nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            for cid in cids:
+            for cid in cids:  # all at once, so that neighbours go together; how many requests there are is for others to say
                 nursery.start_soon(one, cid)
         if failures:
             raise failures[0]
+        if lost := await self._on_disk(self.store.missing, cids):
+            raise StorageFailed(f"{format_cid(lost[0])} came, and could not be kept in {self.store.path}", hint="is the disk full?")
         return links
 
 

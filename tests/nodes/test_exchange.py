@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,11 +12,15 @@ import httpx
 import pytest
 import trio
 
-from ipfs_store.cids import RAW, cid_of, format_cid
-from ipfs_store.dag.car import CarReader
+from ipfs_store.cids import RAW, Cid, cid_of, format_cid
+from ipfs_store.dag.car import CarReader, car_frame, car_header
+from ipfs_store.dag.file import UnixfsFile
 from ipfs_store.errors import BlockNotFound, IpfsStoreError, NodeUnavailable
 from ipfs_store.nodes.embedded import EmbeddedNode
+from ipfs_store.nodes.exchange import peer as peer_module
+from ipfs_store.nodes.exchange.peer import Answer, Peer
 from ipfs_store.nodes.exchange.server import serve
+from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.kubo import KuboNode
 from tests.kubo import KuboDaemon
 from tests.nodes.test_behaviour import ABSENT, file_blocks, put, raw
@@ -177,3 +182,102 @@ async def test_a_block_over_2_mib_is_not_taken(tmp_path: Path) -> None:
         with trio.fail_after(20), pytest.raises(IpfsStoreError):
             await node.get(cid, timeout=5)
         await node.aclose()
+
+
+class Asked:
+    """What nodes ask their peers for, from now on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.blocks = 0
+        self.runs: list[tuple[int, int]] = []
+        ask, run = Peer.ask, Peer.run
+
+        async def asking(peer: Peer, cid: Cid) -> Answer:
+            self.blocks += 1
+            return await ask(peer, cid)
+
+        async def running(peer: Peer, root: Cid, start: int, end: int, take: Callable[[list[Block]], Awaitable[None]]) -> None:
+            self.runs.append((start, end))
+            await run(peer, root, start, end, take)
+
+        monkeypatch.setattr(Peer, "ask", asking)
+        monkeypatch.setattr(Peer, "run", running)
+
+
+async def test_leaves_side_by_side_are_asked_for_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random.Random(1).randbytes(3_000_000)
+    root, blocks = file_blocks(data, 10_000)
+    asked = Asked(monkeypatch)
+    async with serving(tmp_path / "a") as (source, url):
+        await put(source, *blocks)
+        node = EmbeddedNode(tmp_path / "b", peers=[url])
+        await node.pin(root)
+        assert asked.blocks <= 10 and len(asked.runs) <= 10, "300 leaves"
+        assert await node.local_many([block.cid for block in blocks]) == [block.data for block in blocks]
+        other = EmbeddedNode(tmp_path / "c", peers=[url])
+        file = await UnixfsFile.open(other.get, root)
+        asked.blocks = 0
+        assert await file.read(500_000, 2_000_000) == data[500_000:2_500_000]
+        assert asked.blocks <= 100 and asked.runs
+        await node.aclose()
+        await other.aclose()
+
+
+async def test_a_pin_asks_for_nothing_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, blocks = file_blocks(random.Random(1).randbytes(1_000_000), 10_000)
+    asked = Asked(monkeypatch)
+    async with serving(tmp_path / "a") as (source, url):
+        await put(source, *blocks)
+        node = EmbeddedNode(tmp_path / "b", peers=[url])
+        await put(node, *(block for number, block in enumerate(blocks) if not 20 <= number < 40 and number != 60))
+        await node.pin(root)
+        assert (asked.runs, asked.blocks) == ([(200_000, 400_000)], 1)
+        assert all([await node.has(block.cid) for block in blocks])
+        await node.aclose()
+
+
+@pytest.mark.parametrize("kind", ["lies", "breaks off", "knows no ranges", "knows no CARs", "stalls"])
+async def test_what_does_not_come_together_comes_by_itself(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_module, "_RUN_STALL", 0.3)
+    root, blocks = file_blocks(random.Random(1).randbytes(200_000), 10_000)
+    by_name = {format_cid(block.cid): block for block in blocks}
+    whole = car_header([root]) + b"".join(car_frame(block.cid, block.data) for block in blocks)
+    junk = raw(bytes(1_900_000))
+
+    async def answer(request: bytes) -> bytes:
+        if b"format=raw" in request:
+            return response(by_name[request.split(b"/ipfs/")[1].split(b"?")[0].decode()].data)
+        if kind == "stalls":
+            await trio.sleep_forever()
+        if kind == "knows no CARs":
+            return b"HTTP/1.1 406 Not Acceptable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        body = {
+            "lies": whole[:-100_000] + bytes(100_000),
+            "breaks off": whole[:100_000],
+            "knows no ranges": whole + car_frame(junk.cid, junk.data),
+        }[kind]
+        return response(body).replace(b"ipld.raw", b"ipld.car")
+
+    async with answering(answer) as url:
+        node = EmbeddedNode(tmp_path / "b", peers=[url], timeout=10)
+        if kind == "lies":  # it is not asked for a while, then
+            with contextlib.suppress(IpfsStoreError):
+                await node.pin(root)
+        await node.pin(root)
+        assert await node.local_many([block.cid for block in blocks]) == [block.data for block in blocks]
+        assert not await node.has(junk.cid)
+        await node.aclose()
+
+
+@pytest.mark.kubo
+async def test_kubo_sends_runs(kubo: KuboDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, blocks = file_blocks(random.Random(2).randbytes(500_000), 10_000)
+    asked = Asked(monkeypatch)
+    theirs = KuboNode(kubo.api, timeout=5)
+    await put(theirs, *blocks)
+    node = EmbeddedNode(tmp_path / "b", peers=[kubo.gateway])
+    await node.pin(root)
+    assert asked.blocks <= 2 and asked.runs
+    assert await node.local_many([block.cid for block in blocks]) == [block.data for block in blocks]
+    await node.aclose()
+    await theirs.aclose()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
 from ipfs_store.cids import Cid, format_cid
 from ipfs_store.errors import BlockNotFound, IpfsStoreError, NodeUnavailable
 from ipfs_store.nodes.exchange.peer import Answer, Kind, Peer
+from ipfs_store.nodes.interface import Block
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,12 @@ class PeerClient:
             if data is not None:
                 return data
         raise _failure(cid, timeout, answers)
+
+    async def run(self, root: Cid, start: int, end: int, take: Callable[[list[Block]], Awaitable[None]]) -> None:
+        """See ``Peer.run``: of the one peer that answers fastest."""
+        able = [peer for peer in self.peers if peer.sends_runs and not peer.resting]
+        if able:
+            await min(able, key=lambda peer: peer.latency).run(root, start, end, take)
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import enum
+import logging
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import httpx
 import trio
 
 from ipfs_store.cids import Cid, format_cid, verify_block
-from ipfs_store.errors import BlockMismatch
+from ipfs_store.dag.car import CarReader
+from ipfs_store.errors import BlockMismatch, InvalidDag
+from ipfs_store.nodes.connection import Broken, Client, Exchange
 from ipfs_store.nodes.exchange.url import normalize_url
+from ipfs_store.nodes.interface import Block
+
+_log = logging.getLogger(__name__)
 
 MAX_BLOCK = 2 << 20
 """Bytes. Bitswap and Kubo take no larger block, so nothing honest is."""
@@ -24,6 +31,11 @@ _UNKNOWN_LATENCY = 0.1  # seconds taken for a peer that was never asked: below a
 _WEIGHT = 0.2  # of the newest latency in the mean
 _BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds, by failures in a row
 _LIAR_BACK_OFF = 300.0  # seconds
+_PIECE = 512 << 10  # bytes of a CAR that change threads together
+_RUN_STALL = 3.0  # seconds without a byte of a run: its blocks are then asked for one by one, of others as well
+_AS_CAR = (("Accept", "application/vnd.ipld.car; version=1; order=dfs; dups=n"), ("Accept-Encoding", "identity"))
+_SAYS_NOTHING = (404, 410, 412, 429, 500, 502, 503, 504)  # of whether it could send runs
+_MORE_THAN_ASKED = 1 << 20  # bytes of a CAR beyond twice those asked for: whoever sends them knows no ranges
 
 
 class Kind(enum.Enum):
@@ -56,8 +68,11 @@ class Peer:
         """In a row."""
         self.retry_at = 0.0
         """``trio.current_time()`` until which it is left alone."""
+        self.sends_runs = True
+        """Whether it has not yet shown that it sends no parts of files as CARs."""
         self.blocks = 0
         self.bytes = 0
+        self._streams: Client | None = None
         self._client: httpx.AsyncClient | None = None
 
     @property
@@ -86,8 +101,52 @@ class Peer:
                 self.bytes += len(answer.data)
         return answer
 
+    async def run(self, root: Cid, start: int, end: int, take: Callable[[list[Block]], Awaitable[None]]) -> None:
+        """Give ``take`` the blocks that hold the bytes from ``start`` to ``end`` below ``root``, as they come, verified.
+
+        What goes wrong ends it early: it is found out, and told, by whoever then asks for single blocks.
+        """
+        target = f"/ipfs/{format_cid(root)}?format=car&dag-scope=entity&entity-bytes={start}:{end - 1}&car-dups=n"
+        left = 2 * (end - start) + _MORE_THAN_ASKED
+        reader, held = CarReader(), bytearray()
+
+        async def hand_on() -> None:
+            blocks = await trio.to_thread.run_sync(lambda: [Block(cid, data) for cid, data in reader.feed(bytes(held))])
+            held.clear()
+            self.blocks += len(blocks)
+            self.bytes += sum(len(block.data) for block in blocks)
+            await take(blocks)
+
+        if self._streams is None:
+            self._streams = Client(self.url)
+        try:
+            with trio.fail_after(_RUN_STALL):
+                exchange = await self._streams.ask("GET", target, _AS_CAR)
+            with exchange:
+                if exchange.status != 200 or "application/vnd.ipld.car" not in exchange.headers.get("content-type", ""):
+                    self.sends_runs = exchange.status in _SAYS_NOTHING
+                    return
+                while piece := await _next(exchange):
+                    held += piece
+                    left -= len(piece)
+                    if left < 0:
+                        self.sends_runs = False
+                        return
+                    if len(held) >= _PIECE:
+                        await hand_on()
+                await hand_on()
+        except BlockMismatch as error:
+            _log.warning("peer %s: %s; it is not asked for a while", self.url, error.message)
+            self._rest(_LIAR_BACK_OFF)
+        except InvalidDag:
+            self.sends_runs = False
+        except (*Broken, trio.TooSlowError) as error:
+            _log.info("peer %s breaks off a run of blocks: %s", self.url, str(error) or type(error).__name__)
+
     async def aclose(self) -> None:
         """Close the connections."""
+        if self._streams is not None:
+            await self._streams.aclose()
         if self._client is not None:
             await self._client.aclose()
             self._client = None
@@ -132,6 +191,11 @@ class Peer:
     def _remember_latency(self, seconds: float) -> None:
         first = self.latency == _UNKNOWN_LATENCY
         self.latency = seconds if first else self.latency + _WEIGHT * (seconds - self.latency)
+
+
+async def _next(exchange: Exchange) -> bytes:
+    with trio.fail_after(_RUN_STALL):
+        return await exchange.piece()
 
 
 async def _read(cid: Cid, response: httpx.Response) -> Answer:

@@ -9,8 +9,8 @@ from contextlib import suppress
 from ipfs_store.cids import Cid
 from ipfs_store.dag.car import car_frame_start, car_header
 from ipfs_store.errors import NodeUnavailable
+from ipfs_store.nodes.connection import Broken, Exchange
 from ipfs_store.nodes.interface import Block
-from ipfs_store.nodes.kubo.connection import Broken, Exchange
 from ipfs_store.nodes.kubo.rpc import Rpc, error_of, file_part, one_line
 
 # Announcing what was imported is Kubo's affair, and is done by its own schedule: in line with an import it costs a DHT walk.

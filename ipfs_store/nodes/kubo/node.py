@@ -15,11 +15,11 @@ from ipfs_store.cids import DAG_PB, Cid, cid_of_name, codec_of, format_cid, form
 from ipfs_store.cids.cid import identity_block
 from ipfs_store.dag.car import CarReader
 from ipfs_store.errors import BlockMismatch, BlockNotFound, InvalidCid, InvalidInput, IpfsStoreError, NodeUnavailable, NotFound
+from ipfs_store.nodes.connection import Broken, Client
 from ipfs_store.nodes.exchange.url import normalize_url
 from ipfs_store.nodes.flights import Flights
 from ipfs_store.nodes.interface import GcResult, Push
 from ipfs_store.nodes.kubo.address import ApiAddress, find_api, find_gateway, parse_api, repository
-from ipfs_store.nodes.kubo.connection import Broken, Client
 from ipfs_store.nodes.kubo.pins import add_pin, pin_name
 from ipfs_store.nodes.kubo.presence import is_local, is_missing, local_blocks
 from ipfs_store.nodes.kubo.push import KuboPush

@@ -10,7 +10,7 @@ import trio
 
 from ipfs_store.cids import Cid, cid_of_name, format_cid
 from ipfs_store.errors import IpfsStoreError
-from ipfs_store.nodes.kubo.connection import Exchange
+from ipfs_store.nodes.connection import Exchange
 from ipfs_store.nodes.kubo.rpc import Rpc, RpcError
 
 # One `block/stat` costs Kubo 0.26 ms of a processor, which is what storing a block of 60 KB costs; a block of `refs/local` costs it 0.02 ms. So a

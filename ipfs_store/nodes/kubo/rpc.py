@@ -15,8 +15,8 @@ from urllib.parse import urlencode
 import trio
 
 from ipfs_store.errors import IpfsStoreError, NodeUnavailable, StorageFailed
+from ipfs_store.nodes.connection import Broken, Client, Exchange
 from ipfs_store.nodes.kubo.address import ApiAddress, authorization
-from ipfs_store.nodes.kubo.connection import Broken, Client, Exchange
 
 Parameters = Sequence[tuple[str, str]]
 _START_HINT = "start it with `ipfs daemon`, name another address with --node kubo:ADDRESS, or use --node embedded"
