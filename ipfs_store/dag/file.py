@@ -19,6 +19,8 @@ GetBlock = Callable[[Cid], Awaitable[bytes]]
 
 # 32 wants in flight: over bitswap (12 to 41 ms a block) a link of 200 Mbit/s is full at 4, one of 1 Gbit/s at about 24.
 WANTS_IN_FLIGHT = 32
+# A reader asks for more at once, since leaves are small (32 KiB on average) and a node may ask for neighbours together; it holds what it reads anyway.
+_LEAVES_IN_FLIGHT = 128
 # 174 links a level: 4 levels reach 900 million leaves; trickle DAGs are a little deeper.
 _MAX_DEPTH = 32
 # Interior nodes kept in memory: 174 of about 8 KiB cover 30,000 leaves, some 4 GB.
@@ -46,7 +48,7 @@ class UnixfsFile:
         self._root = root
         self._nodes: dict[Cid, FileNode] = {}
         """The interior blocks that were fetched last."""
-        self._wants = trio.Semaphore(WANTS_IN_FLIGHT)
+        self._wants = trio.Semaphore(_LEAVES_IN_FLIGHT)
 
     @classmethod
     async def open(cls, get: GetBlock, cid: Cid) -> UnixfsFile:

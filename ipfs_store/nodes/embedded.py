@@ -32,7 +32,7 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT = 30.0
 """Seconds that a block is looked for at the peers."""
 _DISK_THREADS = 8
-_READ_TOGETHER = 32  # blocks
+_READ_TOGETHER = 128  # blocks
 _PIN_BATCH = 128  # blocks looked at in one go of a thread, and asked for at a time
 
 

@@ -23,6 +23,7 @@ _SINGLE = 16
 """Requests for single blocks in flight: a link of 200 Mbit/s is full at 4, one of 1 Gbit/s at about 16."""
 _SHORTEST = 3  # leaves; the parent, 8 KiB, comes along with each run
 _LONGEST = 4 << 20  # bytes of leaves in a run
+_GAP = 8 << 10  # bytes between two of them that nobody wants: here already, or in the CID itself, as tar headers are
 _PARENTS = 64  # remembered: 11,000 leaves, some megabytes of memory
 
 Fetch = Callable[[Cid, float], Awaitable[bytes]]
@@ -144,7 +145,7 @@ class Runs:
                     break
 
     def _run(self, cid: Cid, want: _Want) -> dict[Cid, _Want]:
-        """The wanted neighbours on both sides."""
+        """The wanted neighbours on both sides, and itself."""
         node = self._nodes.get(want.parent)
         run = {cid: want}
         if node is None:
@@ -152,12 +153,14 @@ class Runs:
         size = node.children[want.index].size
         for step in (1, -1):
             index = want.index + step
-            while 0 <= index < len(node.children):
+            gap = 0
+            while 0 <= index < len(node.children) and gap <= _GAP and size <= _LONGEST:
                 child = node.children[index]
                 other = self._wants.get(child.cid)
                 size += child.size
-                if other is None or other.asked or (other.parent, other.index) != (want.parent, index) or size > _LONGEST:
-                    break
-                run[child.cid] = other
+                gap += child.size
+                if other is not None and not other.asked and (other.parent, other.index) == (want.parent, index) and size <= _LONGEST:
+                    run[child.cid] = other
+                    gap = 0
                 index += step
         return run

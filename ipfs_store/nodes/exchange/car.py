@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from typing import Protocol, runtime_checkable
 
@@ -167,7 +168,7 @@ class CarResponse(Response):
         shards = _shards(block)
         if shards is not None:
             return [(link, 0) for link in shards]
-        node = decode_file_node(cid, block)
+        node = _file_node(cid, block)
         parts = []
         offset += len(node.data)
         for child in node.children:
@@ -177,6 +178,11 @@ class CarResponse(Response):
         return parts
 
 
+# A file comes in many requests for parts of the same few nodes, each of which takes 2 ms to decode.
+_file_node = lru_cache(maxsize=64)(decode_file_node)
+
+
+@lru_cache(maxsize=64)
 def _shards(block: bytes) -> list[Cid] | None:
     """For a directory, the blocks needed to list it: the shards below a HAMT node, none for a plain one. None for anything else."""
     node = dagpb.decode_node(block)
@@ -191,7 +197,7 @@ def _entity_size(cid: Cid, block: bytes) -> int:
     """Bytes of the file, 0 for what is no file."""
     if codec_of(cid) == DAG_PB and _shards(block) is not None:
         return 0
-    return decode_file_node(cid, block).size if codec_of(cid) in (DAG_PB, RAW) else 0
+    return _file_node(cid, block).size if codec_of(cid) in (DAG_PB, RAW) else 0
 
 
 def _byte_range(text: str) -> tuple[int, int | None]:
