@@ -99,7 +99,11 @@ class UnixfsFile:
 
         async with trio.open_nursery() as nursery:
             for number, leaf in enumerate(parts):
-                await self._wants.acquire()  # here, in order: the tasks start in none, and neighbours are asked for together
+                # Here, in order, for the tasks start in none; and those for whom there is room in one moment: a node asks for neighbours together.
+                try:
+                    self._wants.acquire_nowait()
+                except trio.WouldBlock:
+                    await self._wants.acquire()
                 nursery.start_soon(fetch, number, leaf, nursery.cancel_scope)
         if failed:
             raise failed[0]
