@@ -61,6 +61,7 @@ class Packs:
     def __init__(self, folder: Path, end_of: Callable[[int], int]) -> None:
         """``end_of`` says where the last block that the index knows in a pack ends, 0 if it knows none."""
         self.folder = folder
+        self._name = str(folder)  # for what is done for every block: a Path is twice as slow
         self._end_of = end_of
 
     def path(self, number: int) -> Path:
@@ -79,7 +80,7 @@ class Packs:
 
         Opened for each read, 5 µs: nobody who frees a pack has to wait for it to be closed.
         """
-        path = f"{self.folder}/{number:08}.car"
+        path = f"{self._name}/{number:08}.car"
         try:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -172,7 +173,7 @@ class Packs:
     def disk_usage(self, number: int) -> tuple[int, int]:
         """A pack's length, and the bytes that it takes on the disk; raises StorageFailed."""
         try:
-            status = self.path(number).stat()
+            status = os.stat(f"{self._name}/{number:08}.car")  # noqa: PTH116
         except FileNotFoundError:
             return 0, 0
         except OSError as error:

@@ -34,8 +34,8 @@ from ipfs_store.images.push import PushOptions, push_image
 from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.nodes.interface import Node
 from ipfs_store.nodes.kubo import KuboNode
-from scripts.benchmarks.material.debian import BEFORE, CACHE, made
-from scripts.benchmarks.material.image import OneLayer, converted, last_layer, made_blocks, write_layout
+from scripts.benchmarks.material.debian import BEFORE, CACHE, LARGE, made
+from scripts.benchmarks.material.image import OneLayer, converted, kept, last_layer, made_blocks, write_layout
 from scripts.benchmarks.rows import Row
 from tests.kubo import KuboDaemon
 
@@ -45,8 +45,8 @@ _PLAIN = Chunker("size", 262_144)
 
 
 def run() -> list[Row]:
-    parts = {"embedded": _embedded, "kubo": _kubo, "sizes": _sizes, "pebble": _pebble, "command": _command}
-    wanted = os.environ.get("IPFS_STORE_BENCH_PARTS", "embedded,kubo,command").split(",")
+    parts = {"embedded": _embedded, "large": _large, "kubo": _kubo, "sizes": _sizes, "pebble": _pebble, "command": _command}
+    wanted = os.environ.get("IPFS_STORE_BENCH_PARTS", "embedded,large,kubo,command").split(",")
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
         folder = Path(name)
@@ -56,8 +56,14 @@ def run() -> list[Row]:
         return [row for part in wanted for row in parts[part](image, folder)]
 
 
-def _embedded(image: OneLayer, folder: Path) -> list[Row]:
-    first, second, plain = [], [], []
+def _large(image: OneLayer, folder: Path) -> list[Row]:
+    """A layer in which fixed costs do not show; converted once."""
+    return _embedded(kept(made(LARGE), CACHE), folder / "large", "embedded, large layer")
+
+
+def _embedded(image: OneLayer, folder: Path, case: str = "embedded") -> list[Row]:
+    folder.mkdir(exist_ok=True)
+    first, second, plain, processor = [], [], [], []
     for number in range(_ROUNDS):
         path = folder / f"store{number}"
 
@@ -68,12 +74,15 @@ def _embedded(image: OneLayer, folder: Path) -> list[Row]:
             await opened.aclose()
 
         plain.append(_plain_copy(image.path, folder / "copy"))
+        before = _processor()
         first.append(_pushed(node, image, folder / f"memory{number}"))
+        processor.append(_processor() - before)
         second.append(_pushed(node, image, folder / f"memory{number}"))
     return [
-        Row("embedded", "MB/s", _rate(image, first), None, 250, at_least=True),
-        Row("embedded", "MB/s : hash and copy of the file, synced", _rate(image, first), _rate(image, plain)),
-        Row("embedded", "seconds, second push : first", min(second), min(first), 0.1),
+        Row(case, "MB/s", _rate(image, first), None, 250, at_least=True),
+        Row(case, "MB/s : hash and copy of the file, synced", _rate(image, first), _rate(image, plain)),
+        Row(case, "MB for each second of a processor", _rate(image, processor)),
+        Row(case, "seconds, second push : first", min(second), min(first), 0.1),
     ]
 
 

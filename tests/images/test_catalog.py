@@ -129,7 +129,7 @@ async def test_what_a_pull_would_fetch(node: Node, other: EmbeddedNode, tmp_path
     for cid in blocks:
         await other._on_disk(other.store.write, cid, await node.get(cid))
     await keep(other, await identify(other, image.cid))
-    other._source = Peer(node)  # type: ignore[assignment]
+    other._peers, other._client = ("another machine",), Peer(node)  # type: ignore[assignment]
     remote = await inspect(other, newer.cid)
     assert remote.shared > len(NOISE)
     assert 0 < remote.whole.missing < 10_000
@@ -147,6 +147,9 @@ class Peer:
 
     async def fetch(self, cid: bytes, *, timeout: float) -> bytes:
         return await self._node.get(cid)  # type: ignore[arg-type]
+
+    async def run(self, *wanted: object) -> None:
+        pass
 
     async def aclose(self) -> None:
         pass

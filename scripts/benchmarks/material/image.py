@@ -57,6 +57,19 @@ def converted(tar: Path, folder: Path) -> OneLayer:
     return OneLayer.of(f"docker.io/bench/{tar.stem}:1", path, write_layer(tar, path, WriteOptions()))
 
 
+def kept(tar: Path, folder: Path) -> OneLayer:
+    """As ``converted``, and the layer stays in ``folder`` for the next time."""
+    path, notes = folder / f"{tar.stem}.esgz", folder / f"{tar.stem}.esgz.json"
+    if not notes.exists() or not path.exists():
+        made = converted(tar, folder)
+        described = {"root": made.root.to_json(), "documents": [data.decode() for data in made.documents.values()]}
+        notes.write_text(json.dumps(described))
+        return made
+    described = json.loads(notes.read_text())
+    documents = {Digest.of(data): data for data in (text.encode() for text in described["documents"])}
+    return OneLayer(f"docker.io/bench/{tar.stem}:1", path, Descriptor.from_json(described["root"]), documents)
+
+
 def last_layer(archive: Path, folder: Path) -> Path:
     """The tar of the topmost layer of a Docker archive, in ``folder``."""
     path = folder / f"{archive.stem}.tar"
