@@ -72,7 +72,7 @@ class BlockStore:
         self.path = path
         self.lock = path / "lock"
         self.index = Index(path / "index.sqlite")
-        self.packs = Packs(path / "packs", lambda number: self.repaired(partial(self.index.end_of, number)))
+        self.packs = Packs(path / "packs", self._end_of)
         self._appender = Appender(self.packs)
         self._mutex = threading.Lock()
         try:
@@ -279,6 +279,13 @@ class BlockStore:
             )  # fmt: skip
             self.index.delete([place.location])
             return None
+
+    def _end_of(self, pack: int) -> int:
+        end = self.repaired(partial(self.index.end_of, pack))
+        if end <= self.packs.disk_usage(pack)[0]:
+            return end
+        self._forget_behind_end(pack)  # before anybody appends there: what came to lie in their places would not be them
+        return self.repaired(partial(self.index.end_of, pack))
 
     def _forget_behind_end(self, pack: int) -> None:
         """Remove the rows of blocks that lie behind the end of their pack."""

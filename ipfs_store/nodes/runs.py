@@ -110,7 +110,7 @@ class Runs:
         if late.cancelled_caught:
             return await self._fetch(cid, 0)  # which says so
         try:
-            return await self._fetch(cid, max(deadline - trio.current_time(), 0))
+            return await self._fetch(cid, round(max(deadline - trio.current_time(), 0), 2))  # errors name it
         finally:
             self._single.release()
 

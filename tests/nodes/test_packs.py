@@ -117,6 +117,16 @@ def test_a_pack_that_is_cut_or_gone_costs_its_blocks(store: BlockStore, caplog: 
     assert store.read_many(CIDS) == DATA
 
 
+def test_nobody_appends_where_lost_blocks_should_lie(store: BlockStore) -> None:
+    push(store, BLOCKS[:20])
+    at = place(store, CIDS[10])
+    os.truncate(store.packs.path(at.pack), at.offset + 100)
+    push(store, BLOCKS[20:])
+    assert store.missing(CIDS) == CIDS[10:20]
+    push(store, BLOCKS)
+    assert store.read_many(CIDS) == DATA
+
+
 @pytest.mark.parametrize("damage", ["gone", "empty", "nonsense", "cut", "middle", "another format"])
 def test_an_index_that_is_damaged_is_made_again_from_the_packs(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     many = [block(number, 300) for number in range(2000)]
