@@ -23,8 +23,6 @@ owner, so one that can be locked by somebody else has none.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import os
 import threading
@@ -34,9 +32,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ipfs_store.cids import Cid, format_cid, validate_cid, verify_block
+from ipfs_store.cids import Cid, format_cid, verify_block
 from ipfs_store.cids.cid import identity_block
-from ipfs_store.errors import BlockMismatch, InvalidCid, StorageFailed
+from ipfs_store.errors import BlockMismatch, StorageFailed
 from ipfs_store.nodes.disk import sync_file_system
 from ipfs_store.nodes.index import Index, IndexDamaged, Row
 from ipfs_store.nodes.interface import Block
@@ -329,15 +327,3 @@ def _runs(ordered: Sequence[tuple[Place, Cid]]) -> Iterator[Sequence[tuple[Place
             start = at
     if ordered:
         yield ordered[start:]
-
-
-def cid_of_name(name: str) -> Cid:
-    """The CID that a file's name writes; raises InvalidCid."""
-    try:
-        raw = base64.b32decode(name[1:].upper() + "=" * (-len(name[1:]) % 8))
-    except (binascii.Error, ValueError) as error:
-        raise InvalidCid(f"{name[:100]!r} is not a CID") from error
-    cid = validate_cid(raw)
-    if format_cid(cid) != name:
-        raise InvalidCid(f"{name[:100]!r} is not a CID as we write it")
-    return cid

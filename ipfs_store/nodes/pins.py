@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ipfs_store.cids import Cid, format_cid
+from ipfs_store.cids import Cid, cid_of_name, format_cid
 from ipfs_store.errors import InvalidCid, NotFound
-from ipfs_store.nodes.blockstore import cid_of_name
 from ipfs_store.nodes.locks import storage_failed
 
 

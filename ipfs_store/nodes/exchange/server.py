@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from ipfs_store.cids import Cid, format_cid, parse_cid
+from ipfs_store.cids import Cid, cid_of_name, format_cid, parse_cid
 from ipfs_store.errors import InvalidCid, InvalidInput, IpfsStoreError, StorageFailed
-from ipfs_store.nodes.blockstore import cid_of_name
 from ipfs_store.nodes.exchange.car import CarRequest, CarResponse
 
 _log = logging.getLogger(__name__)
