@@ -27,4 +27,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kill-seconds", type=float, default=10, help="how long tests/kills kills (default %(default)s, for each mode of mounting)"
     )
+    parser.addoption("--posix-suite", default="", metavar="DIR", help="a built checkout of pjdfstest, for tests/mounts (5 minutes)")
     parser.addoption("--kill-seed", type=int, default=None, help="repeat a run of tests/kills")

@@ -25,6 +25,7 @@ from snapshotter.cache import ContentStore
 from snapshotter.dataplane.calls import changes_metadata
 from snapshotter.dataplane.keeping import SMALL
 from snapshotter.dataplane.layers import NativeLayer
+from snapshotter.dataplane.processes import is_dying
 from snapshotter.dataplane.reader import ChunkReader
 from snapshotter.dataplane.waiters import Waiters
 from snapshotter.metadata import ContentId
@@ -89,7 +90,7 @@ class ContentTree:
             return _file(content, size)
         if times > 1:
             raise FUSEError(errno.ESTALE)
-        with self._waiters.wait(ctx.pid) as scope:
+        with self._waiters.wait(ctx.pid, gives_way=True) as scope:
             try:
                 await self._promote(content, sources)
                 layer.counters.opened.add(index)
@@ -99,7 +100,9 @@ class ContentTree:
                 self._store.room.say_once(error.message)
                 return _file(content, size)
         if scope.cancelled_caught:
-            raise FUSEError(errno.EINTR)
+            if is_dying(ctx.pid):
+                raise FUSEError(errno.EINTR)
+            return _file(content, size)  # its reads wait for pages, and heed SIGKILL
         raise FUSEError(errno.ESTALE)
 
     async def getattr(self, inode: InodeT) -> EntryAttributes:

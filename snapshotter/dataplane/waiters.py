@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import trio
 
 from snapshotter.dataplane.openers import Openers
-from snapshotter.dataplane.processes import is_dying
+from snapshotter.dataplane.processes import is_dying, somebody_is_stuck
 
 LOOK_FOR_KILLED = 0.2
 """Seconds between two looks: one small file of /proc for each waiting thread."""
@@ -26,13 +26,17 @@ class Waiters:
     """Who waits, and the scopes to be cancelled."""
 
     def __init__(self) -> None:
-        self._scopes: dict[trio.CancelScope, int] = {}
+        self._scopes: dict[trio.CancelScope, tuple[int, bool]] = {}
 
     @contextmanager
-    def wait(self, thread: int) -> Iterator[trio.CancelScope]:
-        """Around a wait on behalf of ``thread``; afterwards ``cancelled_caught`` says whether it was given up because the thread dies."""
+    def wait(self, thread: int, *, gives_way: bool = False) -> Iterator[trio.CancelScope]:
+        """Around a wait on behalf of ``thread``; afterwards ``cancelled_caught`` says whether it was given up because the thread dies.
+
+        ``gives_way``: or another. Who looks for the same name waits in the kernel for the answer to the first, deaf to SIGKILL, and we do not
+        know of it; so when anybody on the machine waits like that, those that can be answered in another way are given up.
+        """
         with trio.CancelScope() as scope:
-            self._scopes[scope] = thread
+            self._scopes[scope] = thread, gives_way
             try:
                 yield scope
             finally:
@@ -42,8 +46,15 @@ class Waiters:
         """Run for ever."""
         while True:
             await trio.sleep(LOOK_FOR_KILLED)
-            for scope, thread in list(self._scopes.items()):
+            for scope, (thread, _) in list(self._scopes.items()):
                 if thread and is_dying(thread):
+                    scope.cancel()
+            yielding = [scope for scope, (_, gives_way) in self._scopes.items() if gives_way]
+            if not yielding:
+                continue
+            known = {thread for thread, _ in self._scopes.values()}
+            if await trio.to_thread.run_sync(somebody_is_stuck, known):
+                for scope in yielding:
                     scope.cancel()
 
 

@@ -16,6 +16,8 @@ _OUT = struct.Struct("<IiQ")  # length, error, unique
 _OUT_BODY = struct.Struct("<IIIIHHIIHHI")
 # major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran, max_pages, map_alignment, flags2
 _OPCODE_INIT = 26
+# Without it the kernel asks for one name of a folder at a time, and whoever waits for its turn does not heed SIGKILL. libfuse sets it or not.
+_FLAG_PARALLEL_DIROPS = 1 << 18
 _FLAG_EXTENDED = 1 << 30  # FUSE_INIT_EXT: flags2 counts
 _FLAG2_RESEND = 1 << (39 - 32)  # FUSE_HAS_RESEND, kernel 6.9
 
@@ -59,6 +61,7 @@ class Handshake:
         checked = Handshake(self.request, reply)
         fields = list(_OUT_BODY.unpack_from(reply, _OUT.size))
         fields[2] = max(fields[2], MAX_READAHEAD)
+        fields[3] |= _IN_BODY.unpack_from(self.request, _IN.size)[3] & _FLAG_PARALLEL_DIROPS
         fields[4], fields[5] = MAX_BACKGROUND, MAX_BACKGROUND * 3 // 4
         patched = bytearray(checked.reply)
         _OUT_BODY.pack_into(patched, _OUT.size, *fields)

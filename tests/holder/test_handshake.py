@@ -9,6 +9,7 @@ import pytest
 from snapshotter.holder.handshake import Handshake, NotInit
 
 REQUEST = struct.pack("<IIQQIIIHHIIIII", 104, 26, 2, 0, 0, 0, 0, 0, 0, 7, 45, 131072, 1946157051, 1533) + bytes(44)
+PARALLEL_DIROPS = 1 << 18
 REPLY = struct.pack("<IiQIIIIHHIIHHI", 80, 0, 2, 7, 31, 131072, 0x4040B039, 0, 0, 1 << 20, 1, 256, 0, 0) + bytes(28)
 
 
@@ -19,14 +20,16 @@ def reply_fields(reply: bytes) -> dict[str, int]:
 
 def test_the_reply_is_changed_where_pyfuse3_cannot_say_it() -> None:
     before, after = reply_fields(REPLY), reply_fields(Handshake(REQUEST).answered(REPLY).reply)
-    assert after == before | {"max_background": 512, "congestion_threshold": 384, "max_readahead": 4 << 20}
+    assert after == before | {
+        "max_background": 512, "congestion_threshold": 384, "max_readahead": 4 << 20, "flags": 0x4040B039 | PARALLEL_DIROPS,
+    }  # fmt: skip
 
 
 def test_the_next_data_plane_is_offered_what_was_agreed_upon_only() -> None:
     again = Handshake(REQUEST).answered(REPLY).replayed()
     assert len(again) == len(REQUEST) and again[:52] == REQUEST[:52]
     flags, flags2 = struct.unpack_from("<II", again, 52)
-    assert flags == 1946157051 & 0x4040B039 and flags2 == 0
+    assert flags == 1946157051 & (0x4040B039 | PARALLEL_DIROPS) and flags2 == 0
     assert Handshake(REQUEST).replayed() == REQUEST
 
 

@@ -8,6 +8,7 @@ import mmap
 import os
 import random
 import shutil
+import stat
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -34,6 +35,10 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     (tree / "data").write_bytes(DATA)
     (tree / "data").chmod(0o644)
     shutil.copy("/bin/cat", tree / "bin/cat")
+    shutil.copy("/usr/bin/id", tree / "bin/id")
+    (tree / "bin/id").chmod(0o4755)
+    os.mknod(tree / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    tmp_path.chmod(0o755)  # others come in
     os.link(tree / "data", tree / "dir/twin")
     (tree / "dir/sub/file").write_text("file")
     (tree / "link").symlink_to("dir/sub/file")
@@ -149,13 +154,29 @@ def test_one_file_system_for_all_tools_that_ask(root: Path) -> None:
     (root / "dir/sub/file").chmod(0o600)
     devices = {path.lstat().st_dev for path in root.rglob("*")} | {root.stat().st_dev}
     assert len(devices) == 1
-    assert output("find", root, "-xdev", "-type", "f").count("\n") == 7
+    assert output("find", root, "-xdev", "-type", "f").count("\n") == 8
     plain, limited = (int(output("du", *options, "--apparent-size", "-B1", root).split()[-2]) for options in ((), ("-x",)))
     assert plain == limited > 300_000
     listed = output("sh", "-c", f"tar c --one-file-system -C {root} . 2>/dev/null | tar t")
     assert "./data\n" in listed and "./dir/sub/file\n" in listed
     used = int(output("du", "-s", "-B1", root / "data").split()[0])
     assert 300_000 <= used <= 310_000, "the space of the data, whichever layer has it"
+
+
+def test_set_id_and_device_files_are_what_the_mount_allows(root: Path) -> None:
+    def somebody() -> str:
+        # By descriptor: nobody else comes through pytest's folders.
+        with (root / "bin/id").open("rb") as program:
+            command = ["setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", f"/proc/self/fd/{program.fileno()}", "-u"]
+            return subprocess.run(command, pass_fds=[program.fileno()], capture_output=True, text=True, check=True).stdout.strip()
+
+    assert somebody() == "0"
+    assert (root / "null").read_bytes() == b""
+    subprocess.run(["mount", "-o", "remount,bind,nosuid,nodev", root], check=True)
+    assert somebody() == "1000"
+    with pytest.raises(PermissionError):
+        (root / "null").open("rb")
+    assert stat.S_IMODE((root / "bin/id").stat().st_mode) == 0o4755
 
 
 def test_links_renames_and_removals(root: Path) -> None:
@@ -233,3 +254,12 @@ def test_random_operations_on_a_file_of_a_lower_layer(root: Path) -> None:
         assert path.stat().st_size == len(model), step
     assert path.read_bytes() == bytes(model)
     assert (root / "data").read_bytes() == DATA, "the other name, which overlayfs parts from it when it is written"
+
+
+def test_a_posix_suite_passes(root: Path, request: pytest.FixtureRequest) -> None:
+    """pjdfstest, where ``--posix-suite`` says that there is a checkout of it, built (autoreconf -ifs && ./configure && make pjdfstest)."""
+    suite = request.config.getoption("--posix-suite")
+    if not suite:
+        pytest.skip("needs --posix-suite DIR")
+    done = subprocess.run(["prove", "-rQ", f"{Path(suite).absolute()}/tests"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "Result: PASS" in done.stdout, done.stdout[-3000:]

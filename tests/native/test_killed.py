@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,3 +65,26 @@ def test_it_dies_as_well_if_the_data_plane_is_another_by_then(native: Native, mo
         process.kill()
         assert process.wait(30) == -signal.SIGKILL
     let_go(native, root)
+
+
+@pytest.mark.parametrize("mode", ["native", "portable"])
+@pytest.mark.parametrize("way", ["lookup of a small file", "read", "page fault"])
+def test_one_of_two_that_wait_for_the_same_file_dies_and_the_other_gets_it(native: Native, mode: str, way: str) -> None:
+    """The second is known to the kernel alone."""
+    patient(native)
+    root = root_of(native, mode)
+    before = native.reads()
+    with waiting(way, root / "file", lambda: native.reads() > before) as first:
+        code = f"path = {str(root / 'file')!r}\nprint('begun', flush=True)\n{WAYS[way]}"
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as second:
+            assert second.stdout is not None and second.stdout.readline() == b"begun\n"
+            while Path(f"/proc/{second.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"D":
+                assert second.poll() is None
+            second.kill()
+            assert second.wait(30) == -signal.SIGKILL
+        assert first.poll() is None
+        native.faults("ok")
+        native.let_go()
+        assert first.wait(30) == 0
+    assert (root / "file").read_bytes() == FILES["file"]
+    assert (root / "file.small").read_bytes() == FILES["file.small"]
