@@ -72,7 +72,7 @@ class PushResult:
 
 
 async def push_image(node: Node, image: Image, options: PushOptions | None = None, progress: Progress | None = None) -> PushResult:
-    """Put ``image`` into ``node`` and pin it there.
+    """Put ``image`` into ``node`` and pin it there: its CID under its name, its root without one.
 
     The same image and options give the same CID, and store nothing that is there already. Memory is bounded by some megabytes of leaves.
     Raises what the source raises, StorageFailed, NodeUnavailable; nothing is pinned then.
