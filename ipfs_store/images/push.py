@@ -258,8 +258,13 @@ class _Pusher:
         item = str(descriptor.digest)
         self._progress.begin(item, "push", descriptor.size)
         self._bytes += descriptor.size
-        with path.open("rb") as file, _mapped(file.fileno(), descriptor.size) as data:
-            cid = await self._put_file(chunker.leaves(data), lambda count: self._progress.advance(item, count), inline=chunker.inline)
+        with path.open("rb") as file, _Mapped(file.fileno(), descriptor.size) as data:
+
+            def advance(count: int) -> None:
+                data.forget()
+                self._progress.advance(item, count)
+
+            cid = await self._put_file(chunker.leaves(data.view), advance, inline=chunker.inline)
         self._progress.done(item, format_cid(cid))
         return cid
 
@@ -303,19 +308,24 @@ def _take(blocks: Iterator[Block]) -> list[Block]:
     return batch
 
 
-class _mapped:  # noqa: N801 a context manager, used as a function
+class _Mapped:
     """The bytes of a file as a view, without reading them into memory; an empty file cannot be mapped."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
-        self._view = memoryview(self._map or b"")
+        self.view = memoryview(self._map or b"")
 
-    def __enter__(self) -> memoryview:
-        return self._view
+    def __enter__(self) -> _Mapped:
+        return self
 
     def __exit__(self, *_: object) -> None:
         # Leaves are views as well; after an error some may live in its traceback, and the map is then freed with them.
-        self._view.release()
+        self.view.release()
+
+    def forget(self) -> None:
+        """Let go of the pages that were read, which would count as ours until the end; those that are read again are in the page cache."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _with_url(descriptor: Descriptor, cid: Cid) -> Descriptor:
