@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from ipfs_store.cids import RAW, cid_of
 from ipfs_store.errors import StorageFailed
 from ipfs_store.nodes import staging as module
 from ipfs_store.nodes.blockstore import BlockStore
+from ipfs_store.nodes.embedded import EmbeddedNode
 from ipfs_store.nodes.interface import Block
-from ipfs_store.nodes.packs import Pack, Packs
+from ipfs_store.nodes.packs import Pack, Packs, Place
 from ipfs_store.nodes.staging import Staging
 
 BLOCKS = [Block(cid_of(RAW, data), data) for data in (bytes((number,)) * 1000 for number in range(10))]
@@ -72,3 +74,19 @@ def test_a_push_waits_for_the_disk_also_where_another_brought_the_blocks(tmp_pat
     assert synced == store.packs.numbers() and staging.new_blocks == 0
     staging.close()
     store.close()
+
+
+async def test_a_push_that_cannot_write_says_so_at_the_latest_when_it_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(pack: Pack, blocks: Sequence[Block]) -> list[Place]:
+        raise StorageFailed("the disk is full")
+
+    monkeypatch.setattr(Pack, "append", failing)
+    node = EmbeddedNode(tmp_path)
+    with pytest.raises(StorageFailed, match="the disk is full"):
+        async with node.push() as push:
+            await push.put_all(BLOCKS)
+    monkeypatch.undo()
+    async with node.push() as push:
+        await push.put_all(BLOCKS)
+    assert await node.local_many([block.cid for block in BLOCKS]) == [block.data for block in BLOCKS]
+    await node.aclose()
