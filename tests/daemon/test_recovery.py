@@ -116,6 +116,16 @@ def test_after_everything_was_killed_the_next_start_is_clean_and_images_are_ther
     on_stage.serve(port)
 
 
+def test_when_holder_and_data_plane_are_lost_at_once_images_come_back_by_themselves(on_stage: Stage, containerd: PrivateContainerd) -> None:
+    before = on_stage.status()
+    for lost in (before["holder"]["pid"], before["dataplane"]["pid"]):
+        os.kill(lost, signal.SIGKILL)
+    while (now := on_stage.status())["dataplane"] is None or len(now["layers"]) < len(before["layers"]):
+        pass  # nobody asks for anything
+    assert now["pid"] == before["pid"]
+    assert containerd.ctr(*RUN, "c7") == "vector\n"
+
+
 def test_after_a_reboot_images_are_there(on_stage: Stage, containerd: PrivateContainerd) -> None:
     kill_everything(on_stage)
     for point in sorted(mounts_of(on_stage), key=len, reverse=True):
