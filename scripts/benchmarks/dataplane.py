@@ -20,6 +20,7 @@ from ipfs_store.dag.chunker import Chunker
 from ipfs_store.formats.options import WriteOptions
 from ipfs_store.formats.writer import write_layer
 from ipfs_store.nodes.blockstore import BlockStore
+from ipfs_store.nodes.interface import Block
 from scripts.benchmarks.rows import Row
 from snapshotter.dataplane.client import DataPlane, Launch
 from tests.dataplane.conftest import Source
@@ -155,11 +156,10 @@ def push(top: Path, name: str, files: dict[str, bytes]) -> Source:
     store = BlockStore(top / "node")
     builder = FileBuilder(inline=True)
     data = memoryview(blob.read_bytes())
-    for leaf in Chunker().leaves(data):
-        for cid, block in builder.add(bytes(leaf)):
-            store.write(cid, block)
-    for cid, block in builder.finish():
-        store.write(cid, block)
+    blocks = [Block(cid, block) for leaf in Chunker().leaves(data) for cid, block in builder.add(bytes(leaf))]
+    blocks += [Block(cid, block) for cid, block in builder.finish()]
+    for first in range(0, len(blocks), 128):
+        store.write_many(blocks[first : first + 128])
     store.close()
     blob.unlink()
     assert builder.root is not None
