@@ -22,7 +22,7 @@ from ipfs_store.nodes.index import IndexDamaged, Row
 from ipfs_store.nodes.interface import GcResult
 from ipfs_store.nodes.locks import locked
 from ipfs_store.nodes.pins import Pins
-from ipfs_store.nodes.reclaim import free_space
+from ipfs_store.nodes.reclaim import free_rows, free_space
 from ipfs_store.nodes.staging import Journals
 
 _log = logging.getLogger(__name__)
@@ -75,9 +75,7 @@ def _delete(store: BlockStore, dead: Sequence[Row]) -> None:
     except StorageFailed as error:
         # On a full disk the index has no room for its log. So make some first; whoever reads one of these blocks meanwhile finds it damaged.
         _log.info("%s; freeing blocks first", error)
-        for row in dead:
-            store.packs.free(row.place.pack, [(row.place.offset, row.place.offset + row.size)])
-        store.packs.sync({row.place.pack for row in dead})  # before that the room is not to be had
+        free_rows(store, dead)
         store.index.delete(row.location for row in dead)
 
 

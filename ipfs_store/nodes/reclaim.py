@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ipfs_store.cids import verify_block
 from ipfs_store.errors import BlockMismatch, StorageFailed
@@ -43,6 +43,19 @@ def free_space(store: BlockStore, touched: set[int]) -> None:
                 _log.warning("%s stays as long as it is: %s", store.packs.path(number), error)
 
 
+def free_rows(store: BlockStore, rows: Sequence[Row]) -> None:
+    """Free the space of some blocks, in the order of their locations, and return when it is to be had. Raises StorageFailed."""
+    ranges: dict[int, list[tuple[int, int]]] = {}
+    for row in rows:
+        known = ranges.setdefault(row.place.pack, [])
+        start, end = _start(row), row.place.offset + row.size
+        # Together with its neighbours: only whole pages are given back.
+        known.append((known.pop()[0], end) if known and known[-1][1] == start else (start, end))
+    for number, found in ranges.items():
+        store.packs.free(number, found)
+    store.packs.sync(ranges)
+
+
 def _rows(store: BlockStore, number: int) -> Iterator[Row]:
     location, end = first_location(number), first_location(number + 1)
     while rows := store.index.after(location, _STEP, before=end):
@@ -53,11 +66,15 @@ def _rows(store: BlockStore, number: int) -> Iterator[Row]:
 def _gaps(store: BlockStore, number: int) -> Iterator[tuple[int, int]]:
     end = len(HEADER)
     for row in _rows(store, number):
-        offset = row.place.offset
-        start = offset - len(frame_head(row.cid, row.size))
+        start = _start(row)
         if start > end:
             yield end, start
-        end = max(end, offset + row.size)
+        end = max(end, row.place.offset + row.size)
+
+
+def _start(row: Row) -> int:
+    """Where the block's frame begins in its pack."""
+    return row.place.offset - len(frame_head(row.cid, row.size))
 
 
 def _move(store: BlockStore, number: int) -> None:

@@ -25,6 +25,7 @@ from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.packs import Place
 from ipfs_store.nodes.pins import Pins
 from ipfs_store.nodes.staging import Staging
+from tests.requirements import require_root
 
 
 def block(number: int, size: int = 20_000) -> Block:
@@ -267,6 +268,7 @@ from pathlib import Path
 from tests.nodes.test_packs import BLOCKS, block
 from ipfs_store.nodes.blockstore import BlockStore
 from ipfs_store.nodes.staging import Staging
+from tests.requirements import require_root
 store = BlockStore(Path(sys.argv[1]))
 number = int(sys.argv[2])
 print("ready", flush=True)
@@ -329,3 +331,45 @@ def test_a_full_disk_is_said_and_nothing_is_lost(store: BlockStore) -> None:
     assert store.read_many(CIDS) == [*DATA[:22], *[None] * 18]
     push(store, BLOCKS[22:])
     assert store.read_many(CIDS) == DATA
+
+
+_ON_A_FULL_DISK = """
+import sys
+from pathlib import Path
+from tests.nodes.test_packs import BLOCKS, CIDS, DATA, block, push
+from ipfs_store.errors import StorageFailed
+from ipfs_store.nodes.blockstore import BlockStore
+from ipfs_store.nodes.collect import collect
+from ipfs_store.nodes.pins import Pins
+folder = Path(sys.argv[1])
+store = BlockStore(folder / "store")
+push(store, BLOCKS)
+pins = Pins(store.path / "pins")
+for cid in CIDS:
+    pins.add(cid, "")
+number = 1000
+try:
+    while True:
+        number += 50
+        store.write_many([block(each, 4000) for each in range(number, number + 50)])
+except StorageFailed as error:
+    assert "No space left" in error.message and "gc" in error.hint
+with (folder / "other").open("wb", buffering=0) as file:
+    try:
+        while file.write(bytes(4096)):
+            pass
+    except OSError:
+        pass
+assert collect(store, pins).blocks > 1000
+assert store.read_many(CIDS) == DATA and store.stats().blocks == len(CIDS)
+push(store, [block(number, 4000)])
+store.close()
+"""
+
+
+def test_a_collection_makes_room_on_a_disk_that_is_full(tmp_path: Path) -> None:
+    require_root()
+    full = 'mount -t tmpfs -o size=24m none "$1" && exec "$2" -c "$3" "$1"'  # gone with the process
+    command = ["unshare", "--mount", "sh", "-c", full, "sh", tmp_path, sys.executable, _ON_A_FULL_DISK]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
