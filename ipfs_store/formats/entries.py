@@ -190,9 +190,9 @@ class _Decoder:
         return offset
 
     def _check_parents(self, entries: Sequence[Entry]) -> None:
-        for folder in dict.fromkeys([entry.path.rpartition("/")[0] for entry in entries]):
+        for entry in entries:  # one path at a time: all of them may take more than the TOC
+            folder = entry.path.rpartition("/")[0]
             if folder and self._found[folder].type != "dir":
-                entry = next(entry for entry in entries if entry.path.rpartition("/")[0] == folder)
                 raise InvalidLayer(f"{entry.path!r} lies below {folder!r}, which is a {self._found[folder].type} in the TOC")
 
     def _time(self, text: str, path: str) -> tuple[int, int]:
