@@ -7,12 +7,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ipfs_store.errors import IpfsStoreError
 from snapshotter.daemon.config import Config
 from snapshotter.daemon.process import data_plane, running_pid
 from snapshotter.dataplane.client import DataPlaneGone
+
+if TYPE_CHECKING:
+    from ipfs_store.nodes.kubo.health import KuboHealth
 
 State = Literal["good", "note", "wrong"]
 _PEER_TIMEOUT = 3.0  # seconds; a peer that is worth having answers within a tenth of one
@@ -115,13 +118,24 @@ def _containerd(config: Config) -> Iterator[Finding]:
 def _node(config: Config) -> Iterator[Finding]:
     import trio
 
+    from ipfs_store.nodes.kubo import KuboNode
     from ipfs_store.nodes.open import open_node
 
-    async def name() -> str:
+    async def look() -> tuple[str, KuboHealth | None]:
         async with open_node(config.node.spec, path=Path(config.node.path) if config.node.path else None, peers=()) as node:
-            return node.name
+            return node.name, await node.health() if isinstance(node, KuboNode) else None
 
-    yield Finding("good", "node", trio.run(name))
+    name, kubo = trio.run(look)
+    if kubo is None:
+        yield Finding("good", "node", name)
+        return
+    yield Finding(
+        "good", "node", f"Kubo {kubo.version}, connected to {kubo.connected} peers, {kubo.bytes >> 20:,} of {kubo.limit >> 20:,} MiB"
+    )
+    if not kubo.connected:
+        yield Finding("note", "node", "Kubo is connected to nobody: it gives what it has itself", "`ipfs swarm connect` or Peering.Peers")
+    if kubo.bytes > kubo.limit * 9 // 10:
+        yield Finding("note", "node", "Kubo's repository is nearly full", "`ipfs repo gc`, or a larger Datastore.StorageMax")
 
 
 def _peers(config: Config) -> Iterator[Finding]:

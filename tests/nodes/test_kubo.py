@@ -262,6 +262,16 @@ async def test_a_push_that_fails_leaves_nothing_open(kubo: KuboDaemon) -> None:
 
 
 @pytest.mark.kubo
+async def test_how_a_daemon_is(kubo: KuboDaemon) -> None:
+    node = KuboNode(kubo.api)
+    health = await node.health()
+    assert (health.version, health.connected) == (await node.version(), 0)
+    assert 0 < health.bytes < health.limit
+    await node.aclose()
+    with pytest.raises(NodeUnavailable, match="does not say how it is"):
+        await KuboNode("/ip4/127.0.0.1/tcp/1").health()
+
+
 async def test_the_rpc_may_be_a_unix_socket() -> None:
     with tempfile.TemporaryDirectory() as name:  # a socket's path has 107 bytes at most
         socket = Path(name) / "api"
@@ -271,4 +281,5 @@ async def test_the_rpc_may_be_a_unix_socket() -> None:
             root, blocks = file_blocks(b"over a socket" * 1000)
             await put(node, *blocks)
             assert await node.get(root) == blocks[-1].data
+            assert (await node.health()).bytes > 0
             await node.aclose()

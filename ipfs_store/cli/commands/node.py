@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def command(settings: Settings, as_json: bool) -> None:
-    """Show the node: its kind, where it is, how much it holds (`disk`: with what was deleted and not collected), how many pins it has, which peers it asks."""
+    """Show the node: its kind, where it is, how much it holds (`disk`: with what was deleted and not collected), how many pins it has, which peers it asks.
+
+    Of Kubo, how many peers it is connected to, and the limit (Datastore.StorageMax) above which its collector runs.
+    """
     found = settings.run(_describe)
     found["peers"] = list(settings.peers)
     if as_json:
@@ -36,12 +39,12 @@ def command(settings: Settings, as_json: bool) -> None:
         return
     from ipfs_store.cli.sizes import size
 
-    for key in ("bytes", "disk"):
+    for key in ("bytes", "disk", "limit"):
         if key in found:
             found[key] = size(found[key])
     found["peers"] = ", ".join(found["peers"]) or "none"
     for key, value in found.items():
-        click.echo(f"{key:8} {value}")
+        click.echo(f"{key:9} {value}")
 
 
 async def _describe(node: Node) -> dict[str, Any]:
@@ -55,5 +58,8 @@ async def _describe(node: Node) -> dict[str, Any]:
         from ipfs_store.nodes.kubo import KuboNode
 
         if isinstance(node, KuboNode):
-            found |= {"address": str(node.address), "version": await node.version()}
+            health = await node.health()
+            found |= {
+                "address": str(node.address), "version": health.version, "connected": health.connected, "bytes": health.bytes, "limit": health.limit,
+            }  # fmt: skip
     return found | {"pins": len(await node.pins())}

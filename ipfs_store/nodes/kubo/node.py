@@ -20,6 +20,7 @@ from ipfs_store.nodes.exchange.url import normalize_url
 from ipfs_store.nodes.flights import Flights
 from ipfs_store.nodes.interface import GcResult, Push
 from ipfs_store.nodes.kubo.address import ApiAddress, find_api, find_gateway, parse_api, repository
+from ipfs_store.nodes.kubo.health import KuboHealth, look
 from ipfs_store.nodes.kubo.pins import add_pin, pin_name
 from ipfs_store.nodes.kubo.presence import is_local, is_missing, local_blocks
 from ipfs_store.nodes.kubo.push import KuboPush
@@ -60,6 +61,7 @@ class KuboNode:
                 hint="start it with `ipfs daemon`, name its address with --node kubo:ADDRESS, or use --node embedded",
             )
         self.address = found
+        self._secret = secret
         self._rpc = Rpc(found, secret)
         self._timeout = timeout
         self._gateway_given = gateway
@@ -210,6 +212,10 @@ class KuboNode:
                     await hand_on()
             except RpcError as error:
                 _log.info("Kubo at %s breaks off the export of %s: %s", self.address, format_cid(root), error)
+
+    async def health(self) -> KuboHealth:
+        """What the daemon says of itself; raises NodeUnavailable."""
+        return await trio.to_thread.run_sync(look, self.address, self._secret)
 
     async def version(self) -> str:
         """Kubo's version, such as ``0.42.0``; raises NodeUnavailable where none answers."""

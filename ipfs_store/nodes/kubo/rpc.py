@@ -1,8 +1,4 @@
-"""Kubo's RPC: calls, streams, and its errors as ours.
-
-``ipfshttpclient`` 0.7 speaks the same protocol, but blocks a thread that cannot be cancelled for as long as Kubo searches the
-network, knows no pin names, and warns with every request that urllib3 3 will refuse it.
-"""
+"""Kubo's RPC: calls, streams, and its errors as ours."""
 
 from __future__ import annotations
 
