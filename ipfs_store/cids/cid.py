@@ -40,7 +40,8 @@ def identity_cid(codec: int, block: bytes) -> Cid:
 
 def codec_of(cid: Cid) -> int:
     """The multicodec of the block: RAW, DAG_PB, DAG_CBOR or another."""
-    return _split(cid)[0]
+    # The usual case, without decoding varints: it is asked of every leaf.
+    return cid[1] if cid[2:4] == b"\x12\x20" and cid[0] == 1 and cid[1] < 0x80 and len(cid) == 36 else _split(cid)[0]
 
 
 # base64's base32 is written in Python and takes 8 µs, four times for each block that is stored. 8,192 names are 2 MB.

@@ -370,6 +370,6 @@ store.close()
 def test_a_collection_makes_room_on_a_disk_that_is_full(tmp_path: Path) -> None:
     require_root()
     full = 'mount -t tmpfs -o size=24m none "$1" && exec "$2" -c "$3" "$1"'  # gone with the process
-    command = ["unshare", "--mount", "sh", "-c", full, "sh", tmp_path, sys.executable, _ON_A_FULL_DISK]
+    command = ["unshare", "--mount", "sh", "-c", full, "sh", str(tmp_path), sys.executable, _ON_A_FULL_DISK]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
