@@ -60,7 +60,7 @@ class Header(msgspec.Struct, gc=False):
     access_time: tuple[int, int] | None = None
     change_time: tuple[int, int] | None = None
     preceding: bytes = b""
-    """Blocks of global headers in front of it, which are no entries of their own."""
+    """Blocks of global headers in front of it, which are no entries of their own, with what stands before the last of them."""
 
     @property
     def xattrs(self) -> dict[str, bytes]:

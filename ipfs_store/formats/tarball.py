@@ -102,7 +102,7 @@ class TarReader:
         self.count = 0
         """Entries so far."""
         self.last = b""
-        """After the last entry: the first block of the end, if there is one."""
+        """After the last entry: the headers that belong to none, and the first block of the end, if there is one."""
 
     def next(self) -> Header | None:
         """The next entry, None at the end (a block of zeros, or no more bytes). Raises InvalidLayer."""
@@ -115,7 +115,7 @@ class TarReader:
         try:
             while True:
                 if (not block and not raw) or block == _ZEROS:
-                    self.last = preceding + block
+                    self.last = preceding + b"".join(raw) + block  # extended headers of nothing, as a tar that was cut may have
                     return None
                 if len(block) < BLOCK:
                     raise InvalidLayer("it ends inside of a header")
@@ -131,7 +131,8 @@ class TarReader:
                     raise InvalidLayer("it ends inside of an extended header")
                 if flag == headers.PAX_GLOBAL:
                     self._global = {**self._global, **headers.records(data[:size])}
-                    preceding += raw.pop() + data
+                    preceding += b"".join((*raw, data))
+                    raw = []
                     block = self._bytes(BLOCK)
                     continue
                 raw.append(data)

@@ -6,17 +6,12 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import trio
 
 from ipfs_store.errors import IpfsStoreError, StorageFailed
 from snapshotter.metadata.kept import ChainJob, Job
 from snapshotter.metadata.worker import LENGTH
-
-# A builder that took more than this for a large layer is replaced: Python gives little back.
-_LARGEST = 64 << 20
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Workers:
@@ -42,9 +37,6 @@ class Workers:
                 with trio.CancelScope(shield=True):
                     await process.wait()
                 raise
-            if _rss(process.pid) > _LARGEST:
-                await self._end(process)
-                process = await self._start()
             self._idle.append(process)
         if failure is not None:
             raise failure
@@ -82,6 +74,8 @@ class Workers:
             async for piece in process.stdout:
                 buffer += piece
                 if len(buffer) >= LENGTH.size and len(buffer) == LENGTH.size + LENGTH.unpack_from(buffer)[0]:
+                    if len(buffer) == LENGTH.size:
+                        raise StorageFailed(f"the process that built the metadata of {job.layer} ended", hint="is memory short?")
                     answer = pickle.loads(bytes(memoryview(buffer)[LENGTH.size :]))
                     if answer is None or isinstance(answer, IpfsStoreError):
                         return answer
@@ -95,10 +89,3 @@ class Workers:
             await process.stdin.aclose()
         with trio.CancelScope(shield=True):
             await process.wait()
-
-
-def _rss(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-    except OSError:
-        return 0

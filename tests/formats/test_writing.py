@@ -143,6 +143,23 @@ async def test_a_kept_diff_id_is_that_of_the_tar(name: str, form: int, tail: byt
     await assert_reads_back(blob, written, source)
 
 
+def extension(flag: bytes, record: bytes) -> bytes:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = flag, len(record)
+    return info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize("name", [name for name, options in LAZY.items() if options.keep_diff_id])
+def test_headers_that_belong_to_nothing_keep_their_places(name: str, tmp_path: Path) -> None:
+    local, general = extension(tarfile.XHDTYPE, b"13 comment=a\n"), extension(tarfile.XGLTYPE, b"13 comment=b\n")
+    info = tarfile.TarInfo("file")
+    info.size = 5
+    tar = general + local + general + info.tobuf() + b"bytes".ljust(512, b"\0") + local + general + local + bytes(1024)
+    (tmp_path / "odd.tar").write_bytes(tar)
+    written = write_layer(tmp_path / "odd.tar", tmp_path / "odd", LAZY[name])
+    assert written.diff_id == "sha256:" + hashlib.sha256(tar).hexdigest()
+
+
 def test_what_cannot_keep_its_diff_id_is_refused(source: Path, tmp_path: Path) -> None:
     write_layer(source, tmp_path / "has a TOC")
     for number, name in enumerate(("kept", "zstd kept")):
