@@ -94,6 +94,7 @@ class Stage:
         self.peer = ""
         self.metrics = ""
         self.cache = "10GiB"
+        self.scope = "machine"
         self.config = root / "snapshotter.toml"
         self.socket = root / "ipfs.sock"
         self._serving: subprocess.Popen[bytes] | None = None
@@ -153,7 +154,7 @@ class Stage:
         """Start it and wait for its socket. ``containerd``: where layers go that are made of snapshots; ``more``: of the configuration."""
         self.config.write_text(
             f'root = "{self.root}/snapshotter"\nsocket = "{self.socket}"\nmount_mode = "{self.mode}"\nmetrics = "{self.metrics}"\n[dataplane]\ngive_up = {give_up}\n'
-            f'[cache]\nmax_bytes = "{self.cache}"\n'
+            f'[cache]\nmax_bytes = "{self.cache}"\nscope = "{self.scope}"\n'
             f'[node]\nspec = "embedded"\npath = "{self.root}/pulling"\npeers = ["{self.peer}"]\ntimeout = 5\n'
             f'[containerd]\naddress = "{containerd}"\n{more}'
         )

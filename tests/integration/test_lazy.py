@@ -138,7 +138,9 @@ def test_only_what_is_read_is_fetched(pulled: dict[str, Any], on_stage: Stage) -
     assert status["pid"] and status["dataplane"]["pid"]
     by_digest = {layer["digest"]: layer for layer in status["layers"]}
     for layer in pulled["layers"]:
-        assert by_digest[layer["digest"]]["bytes_fetched"] > 0
+        found = by_digest[layer["digest"]]
+        # What another containerd of this machine read before is on the disk still.
+        assert found["bytes_read"] > 0 and (found["bytes_fetched"] > 0 or found["bytes_cached"] > 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

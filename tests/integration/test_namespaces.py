@@ -42,7 +42,8 @@ def test_with_a_cache_for_each_namespace_each_has_layers_of_its_own(root: Path, 
         with stage(root / mode, mode) as on_stage:
             pushed = on_stage.push(docker_archive(root / "image.tar", vector_layers(root), Cmd=["cat", "/etc/hostname"]))
             on_stage.serve()
-            on_stage.start_daemon(more='[cache]\nscope = "namespace"\n')
+            on_stage.scope = "namespace"
+            on_stage.start_daemon()
             with PrivateContainerd(folder, version, {"ipfs": on_stage.socket}) as containerd:
                 containerd.wait_for_snapshotter("ipfs")
                 for count, namespace in enumerate(("one", "two"), start=1):
