@@ -29,3 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--posix-suite", default="", metavar="DIR", help="a built checkout of pjdfstest, for tests/mounts (5 minutes)")
     parser.addoption("--kill-seed", type=int, default=None, help="repeat a run of tests/kills")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--posix-suite"):
+        items[:] = [item for item in items if item.get_closest_marker("posix_suite") is None]

@@ -256,10 +256,9 @@ def test_random_operations_on_a_file_of_a_lower_layer(root: Path) -> None:
     assert (root / "data").read_bytes() == DATA, "the other name, which overlayfs parts from it when it is written"
 
 
+@pytest.mark.posix_suite
 def test_a_posix_suite_passes(root: Path, request: pytest.FixtureRequest) -> None:
     """pjdfstest, where ``--posix-suite`` says that there is a checkout of it, built (autoreconf -ifs && ./configure && make pjdfstest)."""
     suite = request.config.getoption("--posix-suite")
-    if not suite:
-        pytest.skip("needs --posix-suite DIR")
     done = subprocess.run(["prove", "-rQ", f"{Path(suite).absolute()}/tests"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and "Result: PASS" in done.stdout, done.stdout[-3000:]

@@ -218,7 +218,7 @@ async def test_leaves_side_by_side_are_asked_for_together(tmp_path: Path, monkey
         file = await UnixfsFile.open(other.get, root)
         asked.blocks = 0
         assert await file.read(500_000, 2_000_000) == data[500_000:2_500_000]
-        assert asked.blocks < 200 and asked.runs, "which of 200 leaves are asked for in one moment is the scheduler's affair"
+        assert asked.blocks <= 100 and asked.runs
         await node.aclose()
         await other.aclose()
 
