@@ -10,7 +10,8 @@ from typing import NoReturn
 import pytest
 
 
-def _missing(what: str) -> NoReturn:
+def missing(what: str) -> NoReturn:
+    """Skip the test, or fail it under CI."""
     if os.environ.get("CI"):
         pytest.fail(f"needs {what}, which CI must have", pytrace=False)
     pytest.skip(f"needs {what}")
@@ -21,22 +22,22 @@ def require_tool(name: str, *, go_build: bool = False) -> Path:
     built = Path(os.environ.get("IPFS_STORE_TEST_BIN", "/var/cache/ipfs-store/go")) / name
     if go_build:
         if not built.exists():
-            _missing(f"{name} as scripts/setup builds it")
+            missing(f"{name} as scripts/setup builds it")
         return built
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if found is None:
-        _missing(f"{name} on PATH")
+        missing(f"{name} on PATH")
     return Path(found)
 
 
 def require_root() -> None:
     """Root, for mounts and containers."""
     if os.geteuid() != 0:
-        _missing("root")
+        missing("root")
 
 
 def require_fuse() -> None:
     """Root and /dev/fuse."""
     require_root()
     if not Path("/dev/fuse").exists():
-        _missing("/dev/fuse")
+        missing("/dev/fuse")

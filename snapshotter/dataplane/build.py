@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.toc import Chunk, Entry, Toc
 from snapshotter.dataplane.tree import NO_DIGEST, ROOT, LayerTree
-from snapshotter.metadata.gather import MAX_STREAM
+from snapshotter.metadata.gather import check_place
 from snapshotter.metadata.shown import Shown
 
 _NAME_MAX = 255
@@ -134,13 +134,7 @@ class _Builder:
         if chunk.is_hole:
             self.digests += NO_DIGEST
             return
-        if not (0 <= chunk.offset < chunk.end and chunk.inner_offset >= 0):
-            raise InvalidLayer(f"{entry.path!r} has a chunk at {chunk.offset} to {chunk.end} of the blob, which is nowhere")
-        if chunk.end - chunk.offset > MAX_STREAM or chunk.inner_offset + chunk.size > MAX_STREAM:
-            raise InvalidLayer(
-                f"{entry.path!r} lies in a compressed stream of more than {MAX_STREAM >> 20} MiB, which is too large to be read lazily",
-                hint="convert the image with smaller chunks (ipfs-push does)",
-            )
+        check_place(entry, chunk)
         digest = bytes.fromhex(chunk.digest.removeprefix("sha256:")) if chunk.digest else NO_DIGEST
         if len(digest) != 32:
             raise InvalidLayer(f"{entry.path!r} has a chunk with the digest {chunk.digest[:80]!r}, which is not a SHA-256")

@@ -59,6 +59,12 @@ def _odd_chunk(entry: Entry, chunk: Chunk) -> bytes:
     """What stands for the digest of a hole or of a chunk that has none; raises InvalidLayer for one that cannot be read."""
     if is_hole(chunk):
         return HOLE
+    check_place(entry, chunk)
+    return NO_DIGEST
+
+
+def check_place(entry: Entry, chunk: Chunk) -> None:
+    """Raises InvalidLayer for a chunk, no hole, that no blob can have, or whose stream is too large."""
     if not (0 <= chunk.offset < chunk.end and chunk.inner_offset >= 0):
         raise InvalidLayer(f"{entry.path!r} has a chunk at {chunk.offset} to {chunk.end} of the blob, which is nowhere")
     if chunk.end - chunk.offset > MAX_STREAM or chunk.inner_offset + chunk.size > MAX_STREAM:
@@ -66,4 +72,3 @@ def _odd_chunk(entry: Entry, chunk: Chunk) -> bytes:
             f"{entry.path!r} lies in a compressed stream of more than {MAX_STREAM >> 20} MiB, which is too large to be read lazily",
             hint="convert the image with smaller chunks (ipfs-push does)",
         )
-    return NO_DIGEST

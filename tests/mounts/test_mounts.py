@@ -21,7 +21,7 @@ from snapshotter.mounts.native import unmount_below
 from snapshotter.mounts.probe import probe
 from snapshotter.mounts.stack import Backing, Lower, Stack, Xino, mount_image, mount_stack
 from tests.mounts.made import image_of
-from tests.requirements import require_root
+from tests.requirements import missing, require_root
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def stat_of_32_bits(path: Path, folder: Path) -> int:
     try:
         return subprocess.run([program, path]).returncode
     except OSError as error:
-        pytest.skip(f"this kernel runs no i386 programs: {error}")
+        missing(f"a kernel that runs i386 programs ({error})")
 
 
 @pytest.mark.root
