@@ -16,6 +16,7 @@ import pytest
 from ipfs_store.formats.toc import Toc
 from snapshotter.dataplane.client import DataPlane, Launch
 from snapshotter.dataplane.control import LayerStatus
+from tests.dataplane.faults import Faults
 from tests.requirements import require_fuse
 
 GIVE_UP = 1.5
@@ -31,7 +32,7 @@ class Source:
 
 @dataclass
 class Plane:
-    """The data plane, its layers, and what the next reads of a blob do (see `tests.dataplane.served`)."""
+    """The data plane, its layers, and what the next reads of a blob do (see `tests.dataplane.faults`)."""
 
     folder: Path
     dataplane: DataPlane
@@ -46,12 +47,11 @@ class Plane:
         return self.dataplane.mount(number, Source(name))
 
     def faults(self, *words: str) -> None:
-        (self.folder / "faults").write_text("\n".join(words))
+        Faults(self.folder).set(*words)
 
     def let_go(self) -> None:
         """Reads that hold go on."""
-        with (self.folder / "hold").open("wb"):
-            pass
+        Faults(self.folder).let_go()
 
     def reads(self, name: str) -> list[tuple[int, int]]:
         """(offset, length) of each read of the blob that began."""
@@ -79,7 +79,6 @@ def plane() -> Iterator[Plane]:
     import os
 
     folder = Path(tempfile.mkdtemp(prefix="plane-", dir="/var/tmp"))
-    os.mkfifo(folder / "hold")
     launch = Launch(
         mountpoint=folder / "mount",
         control=folder / "control.sock",

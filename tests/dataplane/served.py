@@ -1,8 +1,7 @@
 """``python -m tests.dataplane.served FOLDER ARGUMENTS``: the real data plane on layers and faults that lie in FOLDER.
 
 FOLDER/CID.blob, FOLDER/CID.toc   a layer (msgpack); to be mounted natively, the blob has a TOC of its own
-FOLDER/faults                     what the next reads of a blob do, a word a line, the last one for ever: ok, away, missing, wrong, hold
-FOLDER/hold                       a FIFO: a read that holds goes on when somebody has opened it for writing and closed it
+FOLDER/faults, FOLDER/hold        what the next reads of a blob do (`tests.dataplane.faults`)
 FOLDER/leaf                       every blob is one leaf, if this is there
 FOLDER/reads                      a line for each read that began: CID offset length
 """
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import trio
 
 from ipfs_store.errors import BlockNotFound, NodeUnavailable
 from ipfs_store.formats.footer import TocLocation
@@ -27,19 +25,8 @@ from snapshotter.dataplane.__main__ import parser, run
 from snapshotter.dataplane.build import build_tree
 from snapshotter.dataplane.layers import Counters, Opened
 from snapshotter.dataplane.server import LayerSource
+from tests.dataplane.faults import Faults
 from tests.dataplane.synthetic import decode
-
-
-class Faults:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def next(self) -> str:
-        path = self.folder / "faults"
-        words = path.read_text().split() if path.exists() else ["ok"]
-        if len(words) > 1:
-            path.write_text("\n".join(words[1:]))
-        return words[0]
 
 
 @dataclass
@@ -72,15 +59,15 @@ class FaultyBlob:
             return os.pread(file.fileno(), length, offset)
 
     async def read(self, offset: int, length: int) -> bytes:
+        fault = self.faults.next()  # before anybody is told of the read, and changes what the next one does
         with (self.faults.folder / "reads").open("a") as log:
             log.write(f"{self.path.stem} {offset} {length}\n")
-        fault = self.faults.next()
         if fault == "away":
             raise NodeUnavailable("the node of the test is away")
         if fault == "missing":
             raise BlockNotFound("nobody has bafytest")
         if fault == "hold":
-            await trio.to_thread.run_sync((self.faults.folder / "hold").read_bytes, abandon_on_cancel=True)
+            await self.faults.hold()
         with self.path.open("rb") as file:
             data = os.pread(file.fileno(), length, offset)
         self.counters.fetched += length

@@ -20,6 +20,7 @@ import pytest
 from snapshotter.dataplane.client import DataPlane, DataPlaneGone, Launch
 from snapshotter.holder.table import mounts_at
 from snapshotter.mounts.interface import LayerSource
+from tests.dataplane.faults import Faults
 from tests.dataplane.synthetic import of_files
 from tests.requirements import require_fuse
 
@@ -51,7 +52,7 @@ class Served:
         return made
 
     def faults(self, *words: str) -> None:
-        (self.folder / "faults").write_text("\n".join(words))
+        Faults(self.folder).set(*words)
 
     def reads(self) -> int:
         path = self.folder / "reads"
@@ -71,7 +72,6 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         blob, toc = of_files(FILES)
         (folder / "one.blob").write_bytes(blob)
         (folder / "one.toc").write_bytes(msgspec.msgpack.encode(toc))
-        os.mkfifo(folder / "hold")
         yield made
     finally:
         for plane in made.planes:

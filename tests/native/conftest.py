@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from ipfs_store.formats.writer import write_layer
 from snapshotter.dataplane.client import DataPlane, Launch, NativeMount
 from snapshotter.dataplane.control import LayerStatus
 from tests.dataplane.conftest import GIVE_UP, Source
+from tests.dataplane.faults import Faults
 from tests.dataplane.synthetic import of_files
 from tests.requirements import require_fuse
 
@@ -108,13 +108,12 @@ class Native:
         return self.overlay(self.dataplane.mount(number, Source(name)))
 
     def faults(self, *words: str) -> None:
-        """What the next reads of a blob do (see `tests.dataplane.served`)."""
-        (self.folder / "faults").write_text("\n".join(words))
+        """What the next reads of a blob do (see `tests.dataplane.faults`)."""
+        Faults(self.folder).set(*words)
 
     def let_go(self) -> None:
         """Reads that hold go on."""
-        with (self.folder / "hold").open("wb"):
-            pass
+        Faults(self.folder).let_go()
 
     def reads(self) -> int:
         """How many reads of any blob began."""
@@ -141,7 +140,6 @@ def a_plane(*, give_up: float = GIVE_UP, **options: object) -> Iterator[Native]:
     """A data plane with these options of `Launch`."""
     require_fuse()
     folder = Path(tempfile.mkdtemp(prefix="native-", dir="/var/tmp"))
-    os.mkfifo(folder / "hold")
     launch = Launch(
         mountpoint=folder / "mount",
         control=folder / "control.sock",
