@@ -68,7 +68,7 @@ class InspectedManifest:
 
 @dataclass(frozen=True, slots=True)
 class InspectedReferrer:
-    """A manifest that refers to the image."""
+    """A manifest or index that refers to the image."""
 
     digest: Digest
     subject: Digest
@@ -133,7 +133,7 @@ async def inspect(node: Node, cid: Cid, *, timeout: float | None = None) -> Insp
     )  # fmt: skip
     return Inspection(
         cid, identity.name or image.name, next((item for item in identity.roots if codec_of(item) == DAG_CBOR), None), image.descriptor,
-        manifests, tuple(InspectedReferrer(item.descriptor.digest, item.subject, item.manifest.artifact_type, item.blobs) for item in referrers),
+        manifests, tuple(InspectedReferrer(item.descriptor.digest, item.subject, item.artifact_type, item.blobs) for item in referrers),
         measure.part(sizes), measure.part(sizes.keys() - content), sum(size for block, size in sizes.items() if block in others),
     )  # fmt: skip
 

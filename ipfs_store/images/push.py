@@ -193,14 +193,19 @@ class _Pusher:
         found: list[RootReferrer] = []
         subjects = [*(blob.digest for blob in self._indexes), *(item.blob.digest for item in self._manifests)]
         for referrer in await collect_referrers(self._image, subjects, self._listed):
-            for blob in referrer.blobs:
+            carried = referrer.carried
+            for blob in carried.blobs:
                 # The same bytes under another type, as an empty config has many, are one blob of the image.
-                if blob.digest not in blobs:
+                if blob.digest in blobs:
+                    continue
+                if blob.digest in carried.documents:
+                    blobs[blob.digest] = RootBlob.of(await self._document(blob, carried.documents[blob.digest]))
+                else:
                     async with self._image.open_blob(blob) as path:
                         blobs[blob.digest] = RootBlob.of(_with_url(blob, await self._blob(blob, path, AS_IPFS_ADD)))
             document = RootBlob.of(await self._document(referrer.descriptor, referrer.data))
-            parts = tuple(blobs[blob.digest] for blob in referrer.blobs)
-            found.append(RootReferrer(referrer.subject, document, referrer.artifact_type, parts))
+            parts = tuple(blobs[blob.digest] for blob in carried.blobs)
+            found.append(RootReferrer(referrer.subject, document, carried.artifact_type, parts))
         return tuple(found)
 
     async def _layer(self, layer: Descriptor) -> PushedLayer:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from ipfs_store.cids import Cid, parse_cid
@@ -26,20 +26,29 @@ class Referring(Protocol):
     """A source of images that knows what refers to them."""
 
     async def referrers(self, subject: Digest) -> Sequence[Descriptor]:
-        """Manifests that refer to ``subject``, each once; raises as ``Image.fetch`` does."""
+        """Manifests and indexes that refer to ``subject``, each once; raises as ``Image.fetch`` does."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
+class Carried:
+    """What a manifest or an index is made of."""
+
+    artifact_type: str
+    blobs: tuple[Descriptor, ...]
+    """Of a manifest its config and what it carries, of an index its manifests and theirs, each once."""
+    documents: Mapping[Digest, bytes] = field(default_factory=dict, repr=False, hash=False)
+    """Those of ``blobs`` that are manifests and indexes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Referrer:
-    """A manifest that refers to another."""
+    """A manifest or index that refers to another."""
 
     subject: Digest
     descriptor: Descriptor
     data: bytes
-    artifact_type: str
-    blobs: tuple[Descriptor, ...]
-    """Its config and what it carries, each once."""
+    carried: Carried
 
 
 async def collect_referrers(image: Image, subjects: Iterable[Digest], listed: Sequence[Descriptor] = ()) -> list[Referrer]:
@@ -60,8 +69,9 @@ async def collect_referrers(image: Image, subjects: Iterable[Digest], listed: Se
                 continue
             seen.add(descriptor.digest)
             if len(found) == _MOST:
-                raise InvalidDescriptor(f"more than {_MOST} manifests refer to {image.root.digest}")
-            found[descriptor.digest] = await _read(image, subject, descriptor)
+                raise InvalidDescriptor(f"more than {_MOST} manifests and indexes refer to {image.root.digest}")
+            data = await image.fetch(descriptor)
+            found[descriptor.digest] = Referrer(subject, descriptor, data, await _carried(image.fetch, descriptor, data))
             waiting.append(descriptor.digest)
     return list(found.values())
 
@@ -71,11 +81,11 @@ class RemoteReferrer:
     """A referrer that lies in IPFS beside its image."""
 
     subject: Digest
-    manifest: Manifest
+    artifact_type: str
     descriptor: Descriptor
     data: bytes
     blobs: Mapping[Descriptor, Cid]
-    """Its config and what it carries, and where they are."""
+    """`Carried.blobs`, and where they are."""
 
 
 async def fetch_referrers(blocks: Blocks, image: RemoteImage, *, timeout: float | None = None) -> list[RemoteReferrer]:
@@ -89,14 +99,20 @@ async def fetch_referrers(blocks: Blocks, image: RemoteImage, *, timeout: float 
         root = await fetch_root(get, parse_cid(named))
     found: list[RemoteReferrer] = []
     for referrer in root.referrers if root is not None else ():
-        data = await fetch_document(get, referrer.blob.descriptor, referrer.blob.cid)
-        manifest = Manifest.parse(data, where=f"referrer {referrer.blob.digest}", media_type=referrer.blob.media_type)
         places = {blob.digest: blob.cid for blob in referrer.blobs}
-        listed = (manifest.config, *manifest.layers)
-        if not all(item.digest in places for item in listed):
-            raise InvalidDag(f"the image root does not link all that referrer {referrer.blob.digest} carries")
-        blobs = {item: places[item.digest] for item in listed}
-        found.append(RemoteReferrer(referrer.subject, manifest, referrer.blob.descriptor, data, blobs))
+
+        def place(item: Descriptor, places: Mapping[Digest, Cid] = places, digest: Digest = referrer.blob.digest) -> Cid:
+            if item.digest not in places:
+                raise InvalidDag(f"the image root does not link all that referrer {digest} carries")
+            return places[item.digest]
+
+        async def read(item: Descriptor, place: Callable[[Descriptor], Cid] = place) -> bytes:
+            return await fetch_document(get, item, place(item))
+
+        data = await fetch_document(get, referrer.blob.descriptor, referrer.blob.cid)
+        carried = await _carried(read, referrer.blob.descriptor, data)
+        blobs = {item: place(item) for item in carried.blobs}
+        found.append(RemoteReferrer(referrer.subject, carried.artifact_type, referrer.blob.descriptor, data, blobs))
     return found
 
 
@@ -105,13 +121,29 @@ def fallback_tag(subject: Digest) -> str:
     return f"sha256-{subject.hex}"
 
 
-async def _read(image: Image, subject: Digest, descriptor: Descriptor) -> Referrer:
-    data = await image.fetch(descriptor)
-    where = f"referrer {descriptor.digest}"
-    if is_index(descriptor.media_type):
-        document = Index.parse(data, where=where, media_type=descriptor.media_type).document
-        raise InvalidDescriptor(f"{where} is an index ({document.get('artifactType', 'no artifact type')}); only manifests are taken along")
-    if not is_manifest(descriptor.media_type):
-        raise InvalidDescriptor(f"{where} is a {descriptor.media_type[:100]}, and no manifest")
-    manifest = Manifest.parse(data, where=where, media_type=descriptor.media_type)
-    return Referrer(subject, descriptor, data, manifest.artifact_type, tuple(dict.fromkeys((manifest.config, *manifest.layers))))
+async def _carried(fetch: Callable[[Descriptor], Awaitable[bytes]], descriptor: Descriptor, data: bytes) -> Carried:
+    """What the manifest or index ``data`` is made of; ``fetch`` gives what an index lists, checked."""
+    blobs: dict[Descriptor, None] = {}
+    documents = {descriptor.digest: data}
+    waiting = [descriptor]
+    artifact_type = ""
+    while waiting:
+        item = waiting.pop()
+        where = f"referrer {item.digest}"
+        if item.digest not in documents:
+            if len(documents) > _MOST:
+                raise InvalidDescriptor(f"referrer {descriptor.digest} lists more than {_MOST} manifests and indexes")
+            documents[item.digest] = await fetch(item)
+        if is_index(item.media_type):
+            index = Index.parse(documents[item.digest], where=where, media_type=item.media_type)
+            kind, parts = index.artifact_type, index.manifests
+            waiting += [part for part in reversed(parts) if part.digest not in documents]
+        elif is_manifest(item.media_type):
+            manifest = Manifest.parse(documents[item.digest], where=where, media_type=item.media_type)
+            kind, parts = manifest.artifact_type, (manifest.config, *manifest.layers)
+        else:
+            raise InvalidDescriptor(f"{where} is a {item.media_type[:100]}, neither manifest nor index")
+        artifact_type = artifact_type or kind
+        blobs |= dict.fromkeys(parts)
+    del documents[descriptor.digest]
+    return Carried(artifact_type, tuple(blobs), documents)

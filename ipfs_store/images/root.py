@@ -90,7 +90,7 @@ class RootManifest:
 
 @dataclass(frozen=True, slots=True)
 class RootReferrer:
-    """A manifest that refers to another one (signature, SBOM, attestation), with its config and blobs."""
+    """A manifest or index that refers to another one (signature, SBOM, attestation), with all that it is made of."""
 
     subject: Digest
     blob: RootBlob

@@ -134,6 +134,12 @@ class Index:
         )
 
     @property
+    def artifact_type(self) -> str:
+        """What kind of artifact it is (image-spec, image-index.md); empty where it does not say."""
+        own = self.document.get("artifactType")
+        return own if isinstance(own, str) else ""
+
+    @property
     def annotations(self) -> Mapping[str, str]:
         """Annotations of the index itself."""
         return _annotations(self.document)

@@ -17,7 +17,7 @@ from snapshotter.containerd.rpull import rpull
 from tests.containerd import PrivateContainerd
 from tests.containerd_client.images import BusyboxImage
 from tests.sources.made import CONFIG, INDEX, MANIFEST, described, encode, layout_files, sha256, write_tar
-from tests.sources.signed import Attached
+from tests.sources.signed import Attached, listing
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
@@ -31,14 +31,17 @@ async def test_digest_and_bytes_are_the_registrys_and_referrers_stay_with_them(
         index, b"signature of the index", "application/vnd.dev.sigstore.bundle.v0.3+json", subject_type=image.root.media_type
     )
     blobs = [index, image.manifest, image.config, *(path.read_bytes() for path in image._blobs.values())]
-    layout = write_tar(tmp_path / "i.tar", layout_files([image.root.to_json(), signature.descriptor()], [*blobs, *signature.blobs]))
+    sbom = Attached(index, b"SBOM of one platform", "application/spdx+json", with_subject=False)
+    several = encode({**json.loads(listing([sbom])), "subject": image.root.to_json()})
+    entries = [image.root.to_json(), signature.descriptor(), described(INDEX, several, artifactType="application/spdx+json")]
+    layout = write_tar(tmp_path / "i.tar", layout_files(entries, [*blobs, *signature.blobs, several, *sbom.blobs]))
     node = EmbeddedNode(tmp_path / "node", peers=[], timeout=2)
     async with open_image(str(layout)) as source:
         result = await push_image(node, source, PushOptions(preserve_digests=True, referrers=True, name="docker.io/test/busybox:1"))
     namespace = connection.namespace
     done = await rpull(node, connection, result.cid, snapshotter="overlayfs", referrers=True)
     assert done.digest == image.root.digest == Digest.of(index)
-    assert done.referrers == (Digest.of(signature.manifest),)
+    assert done.referrers == (Digest.of(signature.manifest), Digest.of(several))
     assert str(image.root.digest) in containerd.ctr("images", "ls", namespace=namespace)
 
     def content(digest: Digest) -> bytes:
@@ -50,6 +53,9 @@ async def test_digest_and_bytes_are_the_registrys_and_referrers_stay_with_them(
     containerd.ctr("content", "prune", "references", namespace=namespace)
     assert content(Digest.of(signature.manifest)) == signature.manifest
     assert content(Digest.of(signature.payload)) == signature.payload
+    assert content(Digest.of(several)) == several
+    assert content(Digest.of(sbom.manifest)) == sbom.manifest
+    assert content(Digest.of(sbom.payload)) == sbom.payload
     assert json.loads(content(Digest.of(signature.manifest)))["subject"]["digest"] == str(done.digest)
     assert containerd.ctr("run", "--rm", done.name, "kept", "cat", "/hello", namespace=namespace) == "hello from the image\n"
     await node.aclose()

@@ -67,7 +67,7 @@ async def payloads(node: Node, found: Sequence[RemoteReferrer]) -> list[bytes]:
     """What each carries beside its config."""
     carried = []
     for referrer in found:
-        descriptor = referrer.manifest.layers[0]
+        descriptor = list(referrer.blobs)[1]
         parts: list[bytes] = []
 
         async def write(piece: bytes, parts: list[bytes] = parts) -> None:
@@ -345,6 +345,54 @@ async def test_a_source_that_knows_no_referrers_says_so(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="does not tell"):
         await push(node, path, referrers=True)
     assert await node.pins() == {}
+
+
+def bundled(source: MadeImage, *attached: Attached) -> bytes:
+    """An index that refers to the image, of manifests that do not (image-spec, image-index.md, "subject")."""
+    document = json.loads(listing(attached))
+    return encode({**document, "artifactType": SBOM, "subject": source.descriptor()})
+
+
+@pytest.mark.parametrize("nested", [False, True])
+async def test_a_referrer_may_be_an_index(nested: bool, node: Node, tmp_path: Path) -> None:
+    source = made()
+    parts = [Attached(source.manifest, data, SBOM, with_subject=False) for data in (b"one", b"two")]
+    index = bundled(source, *parts)
+    blobs = [blob for item in parts for blob in item.blobs]
+    if nested:
+        inner = listing(parts)
+        index = encode({**json.loads(index), "manifests": [described(INDEX, inner)]})
+        blobs.append(inner)
+    entries = [source.descriptor(**named("1")), described(INDEX, index)]
+    path = write_tar(tmp_path / "i.tar", layout_files(entries, [*source.blobs, index, *blobs]))
+    result = await push(node, path, referrers=True)
+    await node.gc()
+    (found,) = await fetch_referrers(node, await resolve(node, result.cid))
+    assert (found.data, found.artifact_type) == (index, SBOM)
+    assert str(found.subject) == f"sha256:{sha256(source.manifest)}"
+    got = {}
+    for descriptor, cid in found.blobs.items():
+        pieces: list[bytes] = []
+
+        async def write(piece: bytes, pieces: list[bytes] = pieces) -> None:
+            pieces.append(piece)
+
+        await copy_file(node, descriptor, cid, write)
+        got[str(descriptor.digest)] = b"".join(pieces)
+    assert got == {f"sha256:{sha256(blob)}": blob for blob in blobs}
+    assert not (await verify(node, result.cid)).problems
+
+
+async def test_an_index_that_refers_to_an_image_comes_from_a_registry() -> None:
+    node, source = MemoryNode(), made()
+    part = Attached(source.manifest, b"one", SBOM, with_subject=False)
+    index = bundled(source, part)
+    listed = encode({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described(INDEX, index, artifactType=SBOM)]})
+    with FakeRegistry(source, Misbehaving(referrers={f"sha256:{sha256(source.manifest)}": [listed]})) as registry:
+        registry.blobs |= {f"sha256:{sha256(blob)}": blob for blob in (index, *part.blobs)}
+        result = await push(node, registry.name, referrers=True)
+    (found,) = await fetch_referrers(node, await resolve(node, result.cid))
+    assert found.data == index and {str(item.digest) for item in found.blobs} == {f"sha256:{sha256(blob)}" for blob in part.blobs}
 
 
 async def test_a_root_that_lacks_what_a_referrer_carries_is_told(tmp_path: Path) -> None:

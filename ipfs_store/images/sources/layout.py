@@ -62,14 +62,14 @@ class LayoutImage(StoredImage):
             label = item.annotations.get(_REF_NAME, "").rpartition(":")[2]
             if label == tag and is_index(item.media_type):
                 found += Index.parse(await self.fetch(item), media_type=item.media_type).manifests
-            elif is_manifest(item.media_type) and (
+            elif (is_manifest(item.media_type) or is_index(item.media_type)) and (
                 label in {tag + suffix for suffix in COSIGN_SUFFIXES} or await self._subject(item) == str(subject)
             ):
                 found.append(item)
         return [_without_names(item) for item in {item.digest: item for item in found}.values()]
 
     async def _subject(self, item: Descriptor) -> str:
-        document = decode_document(await self.fetch(item), where=f"manifest {item.digest}")
+        document = decode_document(await self.fetch(item), where=f"{item.media_type[:100]} {item.digest}")
         about = document.get("subject")
         return str(about.get("digest", "")) if isinstance(about, dict) else ""
 
