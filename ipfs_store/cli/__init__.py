@@ -6,9 +6,14 @@ node, a format or trio at the top: each command is a module of ``commands``, loa
 
 from __future__ import annotations
 
+import gc
 import sys
 
 __all__ = ["main"]
+
+_YOUNG = 50_000
+"""New objects, less those that are gone, after which Python looks for cycles among them. At its own 700 it does so a hundred times while a
+command imports what it needs, and finds nothing: those are objects that stay."""
 
 
 def main() -> int:
@@ -18,6 +23,10 @@ def main() -> int:
 
         print(f"ipfs-store {__version__}")
         return 0
+    gc.set_threshold(_YOUNG)
     from ipfs_store.cli.run import run
 
-    return run(sys.argv[1:])
+    try:
+        return run(sys.argv[1:])
+    finally:
+        gc.freeze()  # or the interpreter's end looks through all of them once more: with the line above, a quarter of a short command
