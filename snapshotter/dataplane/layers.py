@@ -13,7 +13,7 @@ from snapshotter.dataplane.keeping import Keeper
 from snapshotter.dataplane.tree import LayerTree
 from snapshotter.metadata.index import ContentIndex
 
-Decode = Callable[[memoryview, int], Data]
+Decode = Callable[[bytes | memoryview, int], Data]
 """A compressed stream, and at most how many bytes it may have, to the decompressed stream. CPU work; raises InvalidLayer."""
 
 
@@ -24,20 +24,12 @@ class Blob(Protocol):
         """Exactly ``length`` bytes from ``offset``."""
         ...
 
-    def unverified(self, offset: int, length: int) -> bytes | None:
-        """The same where all of it is on this machine, and not verified: for chunks with digests, which prove the same bytes. In a thread."""
+    def unverified(self, offset: int, length: int) -> Sequence[bytes | memoryview] | None:
+        """The same, in pieces, where all of it is on this machine, and not verified: for chunks with digests, which prove the same bytes. In a thread."""
         ...
 
     async def extent(self, offset: int, length: int) -> tuple[int, int]:
         """Beginning and end of what has to be fetched to read that range: whole leaves. What else is in there costs nothing more."""
-        ...
-
-    def following(self, offset: int, length: int) -> tuple[int, int] | None:
-        """Offset and length of what is worth reading ahead, now that this range is asked for; None for nothing."""
-        ...
-
-    async def local_extent(self, offset: int, length: int) -> tuple[int, int]:
-        """Beginning and end of the whole leaves from ``offset`` on that are on this machine, one behind the other, up to about ``length`` bytes."""
         ...
 
 

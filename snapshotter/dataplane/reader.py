@@ -18,8 +18,10 @@ import trio
 from ipfs_store.errors import ChunkMismatch, InvalidLayer, IpfsStoreError, VerificationFailed
 from ipfs_store.formats.chunks import Data
 from snapshotter.cache import RecentChunks
+from snapshotter.dataplane.ahead import MOST, InOrder
 from snapshotter.dataplane.keeping import Chunks
 from snapshotter.dataplane.layers import Readable
+from snapshotter.dataplane.pieces import Pieces
 from snapshotter.metadata.index import NO_DIGEST
 from snapshotter.scheduler import Priority, Scheduler
 
@@ -28,11 +30,16 @@ _log = logging.getLogger(__name__)
 Key = tuple[int, int]
 """A run of streams: (generation of the layer, offset in its blob)."""
 Job = Callable[[], Awaitable[Chunks]]
+Get = Callable[[Readable, int, int, frozenset[int]], Awaitable[Chunks]]
 # Streams that lie one after the other are one fetch up to so many bytes of the blob: at 500 MB/s the event loop has 2 ms for a megabyte, and a
 # fetch costs it some 0.5 ms. The kernel asks for 1 MiB at a time, which takes a little more where it does not compress.
 RUN_BYTES = 5 << 18
 _AHEAD_WAITING = 8
-"""Places that wait to be read ahead of, of all layers."""
+"""Stretches that wait to be read ahead, of all layers."""
+_AHEAD_AT_ONCE = 2
+"""One for each processor of a small machine; others have as much to do with those who wait."""
+_AHEAD_PATIENCE = 5.0
+"""Seconds that a stretch may take: it is here, but for the interior blocks that say where, perhaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +60,29 @@ class ChunkReader:
         self._threads = threads
         self._flying: dict[Key, _Run] = {}
         """What brings a stream, by layer and offset."""
-        self._send_ahead, self._ahead = trio.open_memory_channel[tuple[Readable, int, int]](_AHEAD_WAITING)
+        self._in_order = InOrder()
+        self._send_ahead, self._ahead = trio.open_memory_channel[tuple[Readable, int, int, int]](_AHEAD_WAITING)
 
     async def run(self) -> None:
-        """Run for ever: what is read next as things look is brought before anybody asks, where it is on this machine already."""
-        async for layer, start, length in self._ahead:
+        """Run for ever: what follows in files that are read in order is got before anybody asks, where it is on this machine already."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(_AHEAD_AT_ONCE):
+                nursery.start_soon(self._read_ahead)
+
+    async def _read_ahead(self) -> None:
+        async for layer, node, start, end in self._ahead:
+            wanted = layer.table.chunks(node, start, end - start)
+            found = await self._find(layer, wanted)
+            missing = [index for index in wanted if index not in found]
+            if not missing:
+                continue
             try:
-                low, high = await layer.blob.local_extent(start, length)
-                if low < high:
-                    run = _Run(low, high, frozenset())
-                    self._note(layer, run, layer.table.chunks_between(low, high))
-                    await self._fly(layer, (layer.generation, low), partial(self._fetch, layer, run), Priority.BACKGROUND)
+                with trio.move_on_after(_AHEAD_PATIENCE):
+                    await self._fetch_all(layer, missing, found, Priority.BACKGROUND, ahead=True)
             except IpfsStoreError as error:
                 _log.debug("nothing is read ahead at %d of layer %s: %s", start, layer.digest, error.message)  # a reader will hear of it
+            if len(found) < len(wanted):
+                self._in_order.not_here((layer.generation, node))
 
     async def read(self, layer: Readable, node: int, offset: int, size: int) -> Data | memoryview:
         """The bytes that the file has from ``offset``, at most ``size``, verified.
@@ -76,8 +93,12 @@ class ChunkReader:
         wanted = table.chunks(node, offset, size)
         if not wanted:
             return b""
-        chunks = await self._get(layer, wanted)
         start, end = offset, min(offset + size, table.size[node])
+        following = self._in_order.following((layer.generation, node), start, end, table.size[node])
+        if following is not None:
+            with contextlib.suppress(trio.WouldBlock):  # others are ahead of themselves already
+                self._send_ahead.send_nowait((layer, node, *following))
+        chunks = await self._get(layer, wanted)
         if len(wanted) == 1:
             at = table.chunk_file_offset[wanted[0]]
             data = chunks[wanted[0]]
@@ -93,13 +114,7 @@ class ChunkReader:
         return await self._get(layer, wanted, priority)
 
     async def _get(self, layer: Readable, wanted: Sequence[int], priority: Priority = Priority.DEMAND) -> Chunks:
-        found = self._in_memory(layer, wanted)
-        missing = [index for index in wanted if index not in found]
-        if missing and not layer.keeper.misses(missing):
-            # One trip to a thread for all: it costs 60 µs, a chunk that is not on the disk 5.
-            for index, data in (await trio.to_thread.run_sync(layer.keeper.get, missing, limiter=self._threads)).items():
-                found[index] = data
-                self._recent.put(self._key(layer, index), data)
+        found = await self._find(layer, wanted)
         layer.counters.hits += len(found)
         layer.counters.misses += len(wanted) - len(found)
         # Somebody else's fetch may have ended while this reader looked on the disk; it may have left out what nobody asked it for.
@@ -117,6 +132,17 @@ class ChunkReader:
                 )
         return found
 
+    async def _find(self, layer: Readable, wanted: Sequence[int]) -> Chunks:
+        """What of the chunks is in memory or in the cache on the disk."""
+        found = self._in_memory(layer, wanted)
+        missing = [index for index in wanted if index not in found]
+        if missing and not layer.keeper.misses(missing):
+            # One trip to a thread for all: it costs 60 µs, a chunk that is not on the disk 5.
+            for index, data in (await trio.to_thread.run_sync(layer.keeper.get, missing, limiter=self._threads)).items():
+                found[index] = data
+                self._recent.put(self._key(layer, index), data)
+        return found
+
     def _in_memory(self, layer: Readable, wanted: Sequence[int]) -> Chunks:
         found: Chunks = {}
         for index in wanted:
@@ -125,12 +151,11 @@ class ChunkReader:
                 found[index] = data
         return found
 
-    async def _fetch_all(self, layer: Readable, missing: Sequence[int], found: Chunks, priority: Priority) -> None:
-        """All runs at once; the first error cancels the others and is raised as itself."""
-        runs = self._plan(layer, missing)
-        if priority == Priority.DEMAND:
-            self._look_ahead(layer, missing)
-        jobs: dict[Key, Job] = {(layer.generation, run.start): partial(self._fetch, layer, run) for run in runs}
+    async def _fetch_all(self, layer: Readable, missing: Sequence[int], found: Chunks, priority: Priority, *, ahead: bool = False) -> None:
+        """All runs at once; the first error cancels the others and is raised as itself. ``ahead``: only what is on this machine."""
+        runs = self._plan(layer, missing, 2 * MOST if ahead else RUN_BYTES)
+        get = self._obtain_local if ahead else self._obtain
+        jobs: dict[Key, Job] = {(layer.generation, run.start): partial(self._fetch, layer, run, get) for run in runs}
         if len(jobs) == 1:
             found |= await self._fly(layer, *jobs.popitem(), priority)
             return
@@ -153,7 +178,7 @@ class ChunkReader:
     async def _fly(self, layer: Readable, key: Key, job: Job, priority: Priority) -> Chunks:
         return await self.scheduler.fetch(key, job, group=layer.generation, priority=priority)
 
-    def _plan(self, layer: Readable, missing: Sequence[int]) -> list[_Run]:
+    def _plan(self, layer: Readable, missing: Sequence[int], longest: int) -> list[_Run]:
         """What brings these chunks: fetches that are under way, and others."""
         table = layer.table
         flying: dict[int, _Run] = {}
@@ -166,7 +191,7 @@ class ChunkReader:
                 continue
             end = start + table.stream_length[index]
             last = runs[-1] if runs else None
-            if last is not None and (start < last.end or (start == last.end and end - last.start <= RUN_BYTES)):
+            if last is not None and (start < last.end or (start == last.end and end - last.start <= longest)):
                 runs[-1] = _Run(last.start, max(end, last.end), last.wanted | {index})
             else:
                 runs.append(_Run(start, end, frozenset({index})))
@@ -174,25 +199,17 @@ class ChunkReader:
             self._note(layer, run, table.chunks_between(run.start, run.end))
         return [*flying.values(), *runs]
 
-    def _look_ahead(self, layer: Readable, missing: Sequence[int]) -> None:
-        table = layer.table
-        start = min(table.stream_offset[index] for index in missing)
-        following = layer.blob.following(start, max(table.stream_offset[index] + table.stream_length[index] for index in missing) - start)
-        if following is not None:
-            with contextlib.suppress(trio.WouldBlock):  # others are ahead of themselves already
-                self._send_ahead.send_nowait((layer, *following))
-
     def _note(self, layer: Readable, run: _Run, chunks: Sequence[int]) -> None:
         for index in chunks:
             self._flying.setdefault((layer.generation, layer.table.stream_offset[index]), run)
 
-    async def _fetch(self, layer: Readable, run: _Run) -> Chunks:
+    async def _fetch(self, layer: Readable, run: _Run, get: Get) -> Chunks:
         """Every good chunk of the run and what lies around it. What does not verify is fetched once more, in case it was the way and not the source."""
         low, high = run.start, run.end
         try:
             low, high = await layer.blob.extent(run.start, run.end - run.start)
             self._note(layer, run, layer.table.chunks_between(low, high))
-            chunks = await self._obtain(layer, low, high, run.wanted)
+            chunks = await get(layer, low, high, run.wanted)
         finally:
             for index in layer.table.chunks_between(low, high):
                 key = layer.generation, layer.table.stream_offset[index]
@@ -202,10 +219,15 @@ class ChunkReader:
             self._recent.put(self._key(layer, index), chunks[index])
         return chunks
 
-    async def _obtain(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
+    async def _obtain_local(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
         chunks = await trio.to_thread.run_sync(self._unpack_local, layer, low, high, wanted, limiter=self._threads)
         if wanted <= chunks.keys():
             layer.counters.fetched += high - low
+        return chunks
+
+    async def _obtain(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
+        chunks = await self._obtain_local(layer, low, high, wanted)
+        if wanted <= chunks.keys():
             return chunks
         with contextlib.suppress(VerificationFailed, InvalidLayer):
             chunks = await self._fetch_extent(layer, low, high, wanted)
@@ -215,28 +237,27 @@ class ChunkReader:
 
     async def _fetch_extent(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
         data = await layer.blob.read(low, high - low)
-        return await trio.to_thread.run_sync(self._unpack, layer, low, data, wanted, limiter=self._threads)
+        return await trio.to_thread.run_sync(self._unpack, layer, Pieces(low, [data]), wanted, limiter=self._threads)
 
     def _unpack_local(self, layer: Readable, low: int, high: int, wanted: frozenset[int]) -> Chunks:
         """The same of leaves that are all on this machine: they are not hashed, as the chunks are. Without what is wanted if anything is amiss:
         the node then finds out which leaf it is, and gets another one."""
         if any(layer.table.digest(index) == NO_DIGEST for index in wanted):
             return {}
-        data = layer.blob.unverified(low, high - low)
+        leaves = layer.blob.unverified(low, high - low)
         try:
-            return {} if data is None else self._unpack(layer, low, data, wanted, proven=False)
+            return {} if leaves is None else self._unpack(layer, Pieces(low, leaves), wanted, proven=False)
         except InvalidLayer:
             return {}
 
-    def _unpack(self, layer: Readable, start: int, blob: bytes, wanted: frozenset[int], *, proven: bool = True) -> Chunks:
+    def _unpack(self, layer: Readable, data: Pieces, wanted: frozenset[int], *, proven: bool = True) -> Chunks:
         """In a thread: decompress, cut, verify, keep on disk. A chunk that is not what the TOC promises is left out, and kept nowhere.
 
-        ``proven``: whether ``blob`` is what the layer's CID says, which is enough for chunks without a digest.
+        ``proven``: whether ``data`` is what the layer's CID says, which is enough for chunks without a digest.
         """
         table = layer.table
-        data = memoryview(blob)
         streams: dict[int, list[int]] = {}
-        for index in table.chunks_between(start, start + len(data)):
+        for index in table.chunks_between(data.start, data.end):
             if not table.is_hole(index):
                 streams.setdefault(table.stream_offset[index], []).append(index)
         good: Chunks = {}
@@ -247,7 +268,7 @@ class ChunkReader:
             length = max(table.stream_length[index] for index in indices)
             needed = max(table.chunk_inner[index] + table.chunk_size[index] for index in indices)
             try:
-                stream = layer.decode(data[offset - start : offset - start + length], needed)
+                stream = layer.decode(data.cut(offset, length), needed)
             except InvalidLayer:
                 if asked:
                     raise
