@@ -123,7 +123,7 @@ class Stage:
     """Everything that the demo starts or makes, ended and removed in the opposite order."""
 
     def __init__(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="ipfs-store-demo-", dir="/var/tmp"))
+        self.root = Path(tempfile.mkdtemp(prefix="ipfs-store-demo-", dir=os.environ.get("TMPDIR", "/var/tmp")))
         self._stack = contextlib.ExitStack()
         self._stack.callback(shutil.rmtree, self.root)
 

@@ -6,11 +6,11 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from tests.patience import PATIENCE, until
 from tests.requirements import require_root, require_tool
 
 VERSIONS = ("1.6", "2.4")
@@ -47,12 +47,10 @@ class PrivateContainerd:
             self._process = subprocess.Popen(
                 [self.binary, "--config", self._config], stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
             )
-        deadline = time.monotonic() + 60
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise AssertionError("containerd did not start:\n" + self.log.read_text(errors="replace")[-3000:])
-            time.sleep(0.02)
+        process = self._process
+        until(lambda: self._answers() or process.poll() is not None, "containerd does not answer")
+        if process.poll() is not None:
+            raise AssertionError("containerd did not start:\n" + self.log.read_text(errors="replace")[-3000:])
         return self
 
     def stop(self) -> None:
@@ -61,7 +59,7 @@ class PrivateContainerd:
             return
         self._process.terminate()
         try:
-            self._process.wait(30)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -88,10 +86,7 @@ class PrivateContainerd:
 
     def wait_for_snapshotter(self, name: str) -> None:
         """Return once containerd has connected to the proxy plugin: it pauses for seconds between its tries, and fails requests meanwhile."""
-        deadline = time.monotonic() + 60
-        while (done := self.run("snapshots", "--snapshotter", name, "ls")).returncode:
-            assert time.monotonic() < deadline, done.stderr
-            time.sleep(0.1)
+        until(lambda: not (self.run("snapshots", "--snapshotter", name, "ls")).returncode, f"containerd does not reach {name}")
 
     def __enter__(self) -> PrivateContainerd:
         return self.start()

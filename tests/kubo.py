@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from tests.patience import PATIENCE
 from tests.requirements import require_tool
 
 SWARM_KEY = "/key/swarm/psk/1.0.0/\n/base16/\n"
@@ -89,7 +90,7 @@ class KuboDaemon:
             return
         self._process.terminate()
         try:
-            self._process.wait(20)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

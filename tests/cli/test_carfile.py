@@ -15,6 +15,7 @@ import pytest
 from ipfs_store.cids import parse_cid
 from tests.cli.conftest import NAME, Done, start
 from tests.nodes.harm import lose
+from tests.patience import PATIENCE
 from tests.sources.made import MadeImage, layout_files, tar, write_tar
 
 Run = Callable[..., Done]
@@ -45,9 +46,9 @@ def test_an_image_travels_through_a_pipe(ipfs_store: Run, archive: Path, machine
     importing = start("--node-path", machine / "other", "import", "-q", "-", stdin=exporting.stdout)
     assert exporting.stdout is not None
     exporting.stdout.close()
-    out, err = importing.communicate(timeout=60)
+    out, err = importing.communicate(timeout=PATIENCE)
     assert (importing.returncode, out.decode().strip(), err) == (0, cid, b"")
-    assert exporting.wait(60) == 0
+    assert exporting.wait(PATIENCE) == 0
 
 
 def test_a_file_appears_when_it_is_whole(ipfs_store: Run, archive: Path, machine: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_car_is_not_written_to_a_terminal(ipfs_store: Run, archive: Path) -> N
     ours, theirs = pty.openpty()
     process = start("export", cid, stdout=theirs)
     os.close(theirs)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     os.close(ours)
     assert process.returncode == 2
     assert b"name a file with -o" in err
@@ -92,7 +93,7 @@ def test_an_import_that_is_killed_can_be_repeated(ipfs_store: Run, archive: Path
     importing.stdin.write(file.read_bytes()[:-1000])
     importing.stdin.flush()
     importing.send_signal(signal.SIGKILL)
-    importing.communicate(timeout=60)
+    importing.communicate(timeout=PATIENCE)
     assert ipfs_store(*other, "pin", "ls").out == b""
     assert ipfs_store(*other, "import", "-q", file).text == cid
     assert ipfs_store(*other, "pin", "ls").text.count(cid) == 1
@@ -133,5 +134,5 @@ def test_a_reader_that_leaves_is_no_error(ipfs_store: Run, archive: Path) -> Non
     os.close(ours)
     process = start("export", "-q", cid, stdout=theirs)
     os.close(theirs)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (141, b"")

@@ -16,6 +16,7 @@ import pytest
 
 from ipfs_store.images.targets import detect
 from tests.cli.conftest import NAME, Done, shown_on_a_terminal, start
+from tests.patience import PATIENCE
 from tests.requirements import require_root
 from tests.sources.made import MadeImage, described, docker_files, encode, image, layout_files, sha256, tar, write_tar
 from tests.sources.registries import docker_registry
@@ -354,7 +355,7 @@ def test_a_conversion_that_is_stopped_leaves_no_image(number: int, status: int, 
         process = start("convert", f"127.0.0.1:{registry.getsockname()[1]}/thing", target, cwd=machine)
         serve_up_to_layers(registry, made)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (status, b"")
     assert b"error" not in err
     assert not (machine / "new.tar").exists()

@@ -17,6 +17,7 @@ import pytest
 
 from ipfs_store.cids import RAW, cid_of, format_cid
 from tests.cli.conftest import COMMAND, NAME, Done, start
+from tests.patience import PATIENCE
 from tests.sources.made import MadeImage
 
 Run = Callable[..., Done]
@@ -35,7 +36,7 @@ def serving(node: Path) -> Iterator[str]:
         yield line.split()[-1]
     finally:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err.strip()) == (130, b"", b"")
 
 
@@ -48,7 +49,7 @@ def test_a_server_that_a_shell_put_in_the_background_ends_on_sigterm_alone(machi
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err.strip()) == (143, b"")
 
 
@@ -145,7 +146,7 @@ def test_a_reader_that_leaves_is_no_error(ipfs_store: Run, archive: Path) -> Non
     os.close(ours)
     process = start("cat", layer, stdout=theirs)
     os.close(theirs)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err) == (141, b"")
 
 

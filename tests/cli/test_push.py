@@ -16,6 +16,7 @@ from ipfs_store.cids import format_cid
 from ipfs_store.dag.builder import FileBuilder
 from ipfs_store.dag.chunker import fixed_leaves
 from tests.cli.conftest import NAME, Done, shown_on_a_terminal, start
+from tests.patience import PATIENCE
 from tests.sources.made import MadeImage, docker_files, encode, image, layout_files, sha256, tar, write_folder, write_tar
 
 Run = Callable[..., Done]
@@ -182,7 +183,7 @@ def test_a_push_that_is_interrupted_leaves_nothing(number: int, status: int, mac
         with connection:
             assert connection.recv(100).startswith(b"GET /v2/thing/manifests/latest")
             process.send_signal(number)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, err.strip()) == (status, b"", b"")
 
 

@@ -20,6 +20,7 @@ from snapshotter.containerd.labels import layer_labels
 from snapshotter.containerd.records import Images
 from snapshotter.containerd.snapshots import Snapshots, chain_ids
 from tests.containerd import PrivateContainerd
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 
@@ -74,7 +75,7 @@ def test_two_writers_of_a_blob_wait_for_each_other(connection: Connection) -> No
         ingest.write(data)
         thread = threading.Thread(target=lambda: outcome.append(second.put(digest, data)))
         thread.start()
-        assert waits.wait(60)
+        assert waits.wait(PATIENCE)
     thread.join()
     assert outcome == [False]
 

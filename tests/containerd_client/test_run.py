@@ -21,6 +21,7 @@ from ipfs_store.nodes.embedded import EmbeddedNode
 from snapshotter.containerd.source import open_source
 from tests.containerd import PrivateContainerd
 from tests.containerd_client.images import BusyboxImage
+from tests.patience import PATIENCE
 
 pytestmark = [pytest.mark.root, pytest.mark.containerd]
 STORE = Path(sys.executable).parent / "ipfs-store"
@@ -142,7 +143,7 @@ def test_a_program_that_does_not_listen_is_killed_by_the_third(cli: Cli) -> None
             process.send_signal(signal.SIGINT)
             assert process.stdout.readline() == b"ignored\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 137
+        assert process.wait(PATIENCE) == 137
     assert cli.containers() == ""
 
 
@@ -152,7 +153,7 @@ def test_output_that_nobody_reads_ends_the_container(cli: Cli) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"more\n"
         process.stdout.close()
-        assert process.wait(60) == 137
+        assert process.wait(PATIENCE) == 137
     assert cli.containers() == ""
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from snapshotter.dataplane.control import Mount, encode
 from tests.integration.stage import BIN, ENVIRONMENT, Stage, stage
+from tests.patience import until
 from tests.requirements import require_fuse, require_root
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
@@ -63,8 +64,7 @@ def test_a_data_plane_that_is_killed_is_replaced(on_stage: Stage) -> None:
     on_stage.start_daemon()
     plane = on_stage.status()["dataplane"]["pid"]
     os.kill(plane, 9)
-    while not (now := on_stage.status()["dataplane"]) or now["pid"] == plane:
-        pass
+    until(lambda: (now := on_stage.status()["dataplane"]) and now["pid"] != plane)
     assert os.path.ismount(on_stage.root / "snapshotter/layers")
 
 
@@ -75,8 +75,7 @@ def test_a_layer_that_no_snapshot_has_is_let_go_of(on_stage: Stage) -> None:
     registry.mkdir(exist_ok=True)
     (registry / "999").write_bytes(encode(Mount(999, "bafkqaaa", "", "", 1.0)))  # of a daemon that was killed between two steps
     on_stage.start_daemon()
-    while list(registry.iterdir()):
-        pass
+    until(lambda: not list(registry.iterdir()))
 
 
 def test_mistakes_are_one_line_and_a_status(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.containerd import PrivateContainerd
 from tests.integration.stage import BIN, ENVIRONMENT, MODES, Stage, docker_archive, stage, vector_layers
+from tests.patience import PATIENCE, until
 from tests.requirements import require_fuse
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.containerd]
@@ -72,12 +73,20 @@ def processes(on_stage: Stage) -> list[int]:
     return found
 
 
+def kill_all(on_stage: Stage) -> list[int]:
+    """Whatever of ours runs; who it was."""
+    found = processes(on_stage)
+    for process in found:
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            os.kill(process, signal.SIGKILL)
+    return found
+
+
 def kill_everything(on_stage: Stage) -> None:
-    for process in processes(on_stage):
-        os.kill(process, signal.SIGKILL)
+    """Until nothing is left: who was killed last may have started another meanwhile."""
+    kill_all(on_stage)
     on_stage.end_daemon(signal.SIGKILL)
-    while processes(on_stage):
-        pass
+    until(lambda: not kill_all(on_stage))
 
 
 def mounts_of(on_stage: Stage) -> list[str]:
@@ -106,23 +115,23 @@ def running(on_stage: Stage, containerd: PrivateContainerd) -> None:
 
 def test_after_everything_was_killed_the_next_start_is_clean_and_images_are_there(on_stage: Stage, containerd: PrivateContainerd) -> None:
     assert containerd.ctr(*RUN, "c1") == "vector\n"
-    port = on_stage.stop_serving()  # nothing needs the network
+    on_stage.stop_serving()  # nothing needs the network
     kill_everything(on_stage)
     assert containerd.run(*RUN, "c2").returncode != 0
     containerd.run("containers", "rm", "c2")
     start_again(on_stage, containerd)
     assert containerd.ctr(*RUN, "c3") == "vector\n"
     assert sum(point.endswith("/layers") for point in mounts_of(on_stage)) == 1
-    on_stage.serve(port)
+    on_stage.serve()
 
 
 def test_when_holder_and_data_plane_are_lost_at_once_images_come_back_by_themselves(on_stage: Stage, containerd: PrivateContainerd) -> None:
     before = on_stage.status()
     for lost in (before["holder"]["pid"], before["dataplane"]["pid"]):
         os.kill(lost, signal.SIGKILL)
-    while (now := on_stage.status())["dataplane"] is None or len(now["layers"]) < len(before["layers"]):
-        pass  # nobody asks for anything
-    assert now["pid"] == before["pid"]
+    # Nobody asks for anything.
+    until(lambda: (now := on_stage.status())["dataplane"] is not None and len(now["layers"]) == len(before["layers"]))
+    assert on_stage.status()["pid"] == before["pid"]
     assert containerd.ctr(*RUN, "c7") == "vector\n"
 
 
@@ -135,8 +144,7 @@ def test_after_a_reboot_images_are_there(on_stage: Stage, containerd: PrivateCon
 
 
 def test_status_and_metrics_tell_of_images_containers_and_waiting_reads(on_stage: Stage, containerd: PrivateContainerd) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        on_stage.metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    on_stage.metrics = f"127.0.0.1:{on_stage.reserve_port()}"
     on_stage.end_daemon()
     start_again(on_stage, containerd)
     containerd.ctr("run", "-d", "--snapshotter", "ipfs", "lazy", "seen", "sleep", "1000")
@@ -177,11 +185,11 @@ def test_the_doctor_finds_what_is_wrong_and_says_how_to_mend_it(on_stage: Stage,
     assert (status, {state for state, _ in found.values()}) == (0, {"good"}), found
     assert set(found) == {"fuse", "kernel", "daemon", "holder", "data plane", "containerd", "node", "peers", "disk", "cache"}
     on_stage.end_daemon()
-    port = on_stage.stop_serving()
+    on_stage.stop_serving()
     status, found = doctor(on_stage)
     assert status == 1 and {about for about, (state, _) in found.items() if state == "wrong"} == {"daemon", "peers"}
     assert all(mend for state, mend in found.values() if state == "wrong")
-    on_stage.serve(port)
+    on_stage.serve()
     start_again(on_stage, containerd)
 
 
@@ -214,7 +222,7 @@ class Systemd:
         self.address = folder / "notify"
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(self.address))
-        self.socket.settimeout(60)
+        self.socket.settimeout(PATIENCE)
         self.store: dict[str, int] = {}
 
     def close(self) -> None:
@@ -260,8 +268,7 @@ def test_with_systemd_a_container_outlives_the_end_of_everything(
     containerd.wait_for_snapshotter("ipfs")
     assert list(systemd.store) == ["fuse"]
     containerd.ctr("run", "-d", "--snapshotter", "ipfs", "lazy", "survivor", "sleep", "1000")
-    for process in processes(on_stage):
-        os.kill(process, signal.SIGKILL)
+    kill_all(on_stage)
     daemon.wait()
     Path("/proc/sys/vm/drop_caches").write_text("3")
     # It waits for its files, and gets them.
@@ -280,13 +287,13 @@ def test_with_systemd_a_container_outlives_the_end_of_everything(
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=containerd.environment) as waiting:
         daemon = systemd.start(on_stage)
         systemd.hear_until("READY=1")
-        out, _ = waiting.communicate(timeout=100)
+        out, _ = waiting.communicate(timeout=PATIENCE)
     assert out.endswith(b"/usr/lib/big\n") and waiting.returncode == 0
     containerd.wait_for_snapshotter("ipfs")
     containerd.ctr("tasks", "rm", "--force", "survivor")
     containerd.ctr("containers", "rm", "survivor")
     daemon.terminate()
-    assert daemon.wait(60) == 0
+    assert daemon.wait(PATIENCE) == 0
     start_again(on_stage, containerd)
 
 
@@ -300,18 +307,17 @@ def test_a_container_that_waits_for_a_network_that_is_away_can_be_killed_and_rem
         shutil.rmtree(on_stage.root / kept)
     start_again(on_stage, containerd)
     containerd.ctr("run", "-d", "--snapshotter", "ipfs", "lazy", "stuck", "sh", "-c", "sleep 1000")
-    port = on_stage.stop_serving()
+    on_stage.stop_serving()
     with subprocess.Popen(
         [containerd.ctr_binary, "--address", containerd.address, "tasks", "exec", "--exec-id", "e3", "stuck", "cat", "/usr/lib/big"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=containerd.environment,
     ):  # fmt: skip
-        while not (reads := on_stage.status()["reads"]):
-            pass
+        reads = until(lambda: on_stage.status()["reads"])
         assert all(read["cid"].startswith("baf") and read["seconds"] >= 0 and read["readers"] for read in reads)
         containerd.ctr("tasks", "kill", "--all", "--signal", "SIGKILL", "stuck")
     containerd.ctr("tasks", "rm", "--force", "stuck")
     containerd.ctr("containers", "rm", "stuck")
-    on_stage.serve(port)
+    on_stage.serve()
 
 
 def test_a_pinned_image_is_here_completely_and_stays_pinned_over_a_reboot(on_stage: Stage, containerd: PrivateContainerd) -> None:
@@ -323,14 +329,13 @@ def test_a_pinned_image_is_here_completely_and_stays_pinned_over_a_reboot(on_sta
     assert said("pin", "lazy") == "lazy: 2 layers are pinned, and here completely\n"
     (image,) = on_stage.status()["images"]
     assert (image["pinned"], image["pin_left"], image["bytes_cached"]) == (True, 0, image["bytes"])
-    port = on_stage.stop_serving()
+    on_stage.stop_serving()
     shutil.rmtree(on_stage.root / "pulling")  # our node's own blocks, too
     assert on_stage.daemon("stop", "--unmount", "--force").returncode == 0
     on_stage.ended()
-    on_stage.serve(port)  # portable layers ask for their TOCs
+    on_stage.serve()  # portable layers ask for their TOCs
     start_again(on_stage, containerd)
-    while not (on_stage.status()["images"] or [{"pinned": False}])[0]["pinned"]:
-        pass
+    until(lambda: [image for image in on_stage.status()["images"] if image["pinned"]])
     on_stage.stop_serving()
     assert containerd.ctr(*RUN, "pinned") == "vector\n"
     assert "pinned\n" in said("status")
@@ -343,14 +348,15 @@ def test_a_pinned_image_is_here_completely_and_stays_pinned_over_a_reboot(on_sta
     said("unpin", chain_id)
     unknown = on_stage.daemon("pin", "no/such:image")
     assert unknown.returncode == 1 and "no layer of 'no/such:image' is here" in unknown.stderr
-    on_stage.serve(port)
+    on_stage.serve()
 
 
 def test_stop_unmount_leaves_nothing(on_stage: Stage, containerd: PrivateContainerd) -> None:
     assert containerd.ctr(*RUN, "c5") == "vector\n"
     assert on_stage.daemon("stop", "--unmount").returncode == 0
     on_stage.ended()
-    assert (mounts_of(on_stage), loops_of(on_stage), processes(on_stage)) == ([], [], [])
+    assert (mounts_of(on_stage), processes(on_stage)) == ([], [])
+    until(lambda: not loops_of(on_stage), lambda: loops_of(on_stage))  # who looks at every new block device may still have one open
     assert [path for path in on_stage.root.rglob("*") if path.is_socket()] == []
 
 
@@ -358,5 +364,6 @@ def test_stop_unmount_cleans_up_after_everything_was_killed(on_stage: Stage, con
     assert containerd.ctr(*RUN, "c6") == "vector\n"
     kill_everything(on_stage)
     assert on_stage.daemon("stop", "--unmount").returncode == 0
-    assert (mounts_of(on_stage), loops_of(on_stage), processes(on_stage)) == ([], [], [])
+    assert (mounts_of(on_stage), processes(on_stage)) == ([], [])
+    until(lambda: not loops_of(on_stage), lambda: loops_of(on_stage))  # who looks at every new block device may still have one open
     assert [path for path in on_stage.root.rglob("*") if path.is_socket()] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -22,11 +23,14 @@ from snapshotter.holder.table import mounts_at
 from snapshotter.mounts.interface import LayerSource
 from tests.dataplane.faults import Faults
 from tests.dataplane.synthetic import of_files
+from tests.patience import PATIENCE, until
 from tests.requirements import require_fuse
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse]
 
 REPOSITORY = Path(__file__).parents[2]
+ABANDON = 5.0
+"""Seconds; a new data plane has half of them to say something, and on a slow machine so much takes a shell that says nothing."""
 FILES = {"big": os.urandom(3 << 20), **{f"d{number % 5}/f{number}": os.urandom(5_000 + number) for number in range(50)}}
 
 
@@ -88,19 +92,7 @@ def kill(*processes: int) -> None:
         signal.pidfd_send_signal(handle, signal.SIGKILL)
     for handle in handles:
         with open(handle, "rb"):
-            import select
-
-            assert select.select([handle], [], [], 10)[0]
-
-
-def until(condition: object, what: str) -> None:
-    """For what has no event to wait on."""
-    assert callable(condition)
-    import time
-
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
+            assert select.select([handle], [], [], PATIENCE)[0]
 
 
 def drop_caches() -> None:
@@ -163,7 +155,7 @@ def test_a_layer_that_cannot_be_reopened_yet_is_waited_for(served: Served) -> No
     until(lambda: "was mounted and cannot be opened now" in served.log(), "nobody says that the layer is not there")
     # Nobody is kept alive by waiting for us.
     killed.kill()
-    assert killed.wait(10) == -signal.SIGKILL
+    assert killed.wait(PATIENCE) == -signal.SIGKILL
     (served.folder / "away").rename(served.folder / "one.toc")
     assert waiting.communicate()[0] == FILES["d1/f1"]
 
@@ -283,15 +275,15 @@ def test_a_replacement_that_does_not_start_replaces_nothing(served: Served) -> N
 def test_readers_get_an_error_when_no_data_plane_can_be_started(served: Served) -> None:
     served.folder.joinpath("program").write_text(f'#!/bin/sh\ncd {REPOSITORY}\nexec {" ".join(served.launch().program)} "$@"\n')
     served.folder.joinpath("program").chmod(0o755)
-    plane = served.plane(program=(str(served.folder / "program"),), abandon=1.0)
+    plane = served.plane(program=(str(served.folder / "program"),), abandon=ABANDON)
     plane.start()
     root = plane.mount(1, SOURCE)
     served.folder.joinpath("program").write_text("#!/bin/sh\nexit 7\n")
     kill(plane.status_of_holder()["worker"])
     with pytest.raises(OSError, match=r"not connected|connection abort|Input/output|No such"):
         (root / "d1/f1").read_bytes()
-    assert plane.wait_gone(10)
-    assert "no data plane could be started for 1 s (exit status 7)" in served.log()
+    assert plane.wait_gone(PATIENCE)
+    assert f"no data plane could be started for {ABANDON:g} s (exit status 7)" in served.log()
     assert not mounts_at(served.folder / "layers")
 
 
@@ -333,7 +325,7 @@ def test_without_resend_a_waiting_reader_gets_bytes_or_one_error(served: Served)
     until(lambda: served.reads() > before, "the read never came to the data plane")
     served.faults("ok")
     kill(plane.status_of_holder()["worker"])
-    waiting.join(30)
+    waiting.join(PATIENCE)
     assert not waiting.is_alive() and (isinstance(got[0], OSError) or got[0] == FILES["d3/f3"])
     assert every_file(root) == FILES
     kill(plane.holder_pid())

@@ -14,6 +14,7 @@ import trio.testing
 from snapshotter.cache import verity
 from snapshotter.dataplane.soundness import Soundness
 from tests.dataplane.test_candidates import MIB, Cache
+from tests.patience import PATIENCE
 
 CORRUPTED = b"3,1,2,-;fs-verity (vda, inode %d): FILE CORRUPTED! pos=0, level=-1, want_hash=sha256:00, real_hash=sha256:11\n"
 
@@ -121,7 +122,7 @@ async def test_what_the_kernel_finds_corrupted_is_dropped(cache: Cache, monkeypa
     damaged, whole, *others = files(cache)
     flip(damaged)  # with fs-verity it cannot be read; without, it is wrong
     os.mkfifo(tmp_path / "kmsg")
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sound.watch, tmp_path / "kmsg")
             await trio.testing.wait_all_tasks_blocked()

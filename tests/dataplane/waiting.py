@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.patience import until
+
 WAYS = {
     "read": "import os; os.read(os.open(path, os.O_RDONLY), 100_000)",
     "pread far inside": "import os; os.pread(os.open(path, os.O_RDONLY), 10, 2_000_000)",
@@ -27,8 +29,8 @@ def waiting(way: str, path: Path, arrived: Callable[[], bool]) -> Iterator[subpr
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == b"begun\n"
-            while not arrived():
-                assert process.poll() is None, "it did not wait"
+            until(lambda: arrived() or process.poll() is not None, "nothing was asked for")
+            assert process.poll() is None, "it did not wait"
             yield process
         finally:
             process.kill()

@@ -101,7 +101,7 @@ async def test_what_is_exported_is_a_whole_image_elsewhere(
     other.run("dag", "import", "--pin-roots=true", str(car))
     other.run("repo", "gc")
     other.run("dag", "stat", "--offline", format_cid(pushed.root))
-    node = KuboNode(other.api, timeout=5)
+    node = KuboNode(other.api)
     assert (await resolve(node, pushed.root)).name == VectorImage.name
     await node.aclose()
 

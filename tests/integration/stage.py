@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import grpc
 from snapshotter.containerd.protos import snapshots_pb2, snapshots_pb2_grpc
 from tests.containerd import PrivateContainerd
 from tests.containerd_client.images import APPLETS
+from tests.patience import PATIENCE, until
 from tests.requirements import require_fuse, require_tool
 from tests.service.served import mounted
 from tests.vectors import make_input
@@ -97,6 +98,8 @@ class Stage:
         self.scope = "machine"
         self.config = root / "snapshotter.toml"
         self.socket = root / "ipfs.sock"
+        self._ports = contextlib.ExitStack()
+        self._port = self.reserve_port()
         self._serving: subprocess.Popen[bytes] | None = None
         self._daemon: subprocess.Popen[bytes] | None = None
 
@@ -119,9 +122,16 @@ class Stage:
         out = self.must(*self.pulling, "--peer", self.peer, "rpull", "--json", "--address", containerd.address, *options, cid)
         return json.loads(out)  # type: ignore[no-any-return]
 
-    def serve(self, port: int = 0) -> None:
-        """Serve the pushing node's blocks."""
-        command = [BIN / "ipfs-store", *self.pushing, "serve", "--listen", f"127.0.0.1:{port}"]
+    def reserve_port(self) -> int:
+        """A port that nobody else is given while this stage is up, and that ours, who allow for such a neighbour, may listen on again and again."""
+        kept = self._ports.enter_context(socket.socket())
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.bind(("127.0.0.1", 0))
+        return int(kept.getsockname()[1])
+
+    def serve(self) -> None:
+        """Serve the pushing node's blocks, always on one port."""
+        command = [BIN / "ipfs-store", *self.pushing, "serve", "--listen", f"127.0.0.1:{self._port}"]
         self._serving = subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT)
         assert self._serving.stdout is not None
         for line in self._serving.stdout:
@@ -130,14 +140,13 @@ class Stage:
                 return
         raise AssertionError("the pushing node does not serve")
 
-    def stop_serving(self) -> int:
-        """As if the machine had gone; the port it was on."""
+    def stop_serving(self) -> None:
+        """As if the machine had gone."""
         assert self._serving is not None and self._serving.stdout is not None
         self._serving.kill()
         self._serving.wait()
         self._serving.stdout.close()
         self._serving = None
-        return int(self.peer.rsplit(":", 1)[1].rstrip("/"))
 
     def daemon(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """``ipfs-snapshotter --config ... ARGUMENTS``."""
@@ -160,16 +169,15 @@ class Stage:
         )
         with (self.root / "daemon.log").open("ab") as log:
             self._daemon = subprocess.Popen([BIN / "ipfs-snapshotter", "--config", self.config], stdout=log, stderr=log, env=ENVIRONMENT)
-        deadline = time.monotonic() + 60
-        while not self.socket.exists():
-            assert self._daemon.poll() is None and time.monotonic() < deadline, self.log()
-            time.sleep(0.02)
+        daemon = self._daemon
+        until(lambda: self.socket.exists() or daemon.poll() is not None, self.log)
+        assert daemon.poll() is None, self.log()
 
     def end_daemon(self, number: int = signal.SIGTERM) -> None:
         """Signal it and wait."""
         assert self._daemon is not None
         self._daemon.send_signal(number)
-        self._daemon.wait(30)
+        self._daemon.wait(PATIENCE)
         self._daemon = None
         if number == signal.SIGKILL:
             self.socket.unlink()  # so that waiting for the next one's is waiting for the next one
@@ -177,7 +185,7 @@ class Stage:
     def ended(self) -> None:
         """The daemon was ended by other means."""
         assert self._daemon is not None
-        assert self._daemon.wait(30) == 0
+        assert self._daemon.wait(PATIENCE) == 0
         self._daemon = None
 
     def log(self) -> str:
@@ -193,6 +201,7 @@ class Stage:
             assert stopped.returncode == 0, stopped.stderr
         if self._serving is not None:
             self.stop_serving()
+        self._ports.close()
 
 
 @contextlib.contextmanager

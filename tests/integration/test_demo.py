@@ -6,18 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.stage import docker_archive, vector_layers
+from tests.patience import PATIENCE, until
 from tests.requirements import require_fuse, require_tool
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.containerd]
 DEMO = Path(__file__).parents[2] / "scripts/demo.py"
-FOLDERS = Path("/var/tmp")
+SLEEP = str(100_000 + os.getpid())
+"""Seconds; like no other program's on this machine."""
 
 
 @pytest.fixture(scope="module")
@@ -30,24 +32,27 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    before = _left()
-    yield
-    assert _left() == before
+def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the demonstrations of this test are, and nothing of them is left."""
+    made = Path(tempfile.mkdtemp(prefix="demo-", dir="/var/tmp"))  # short, for sockets
+    monkeypatch.setenv("TMPDIR", str(made))
+    yield made
+    assert _left(made) == set()
+    made.rmdir()
 
 
-def _left() -> set[str]:
+def _left(folder: Path) -> set[str]:
     """Folders, mounts and processes of demonstrations."""
-    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if "/ipfs-store-demo-" in line}
+    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line}
     processes = set()
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if "/ipfs-store-demo-" in command:
+        if str(folder) in command:
             processes.add(command)
-    return {str(path) for path in FOLDERS.glob("ipfs-store-demo-*")} | mounts | processes
+    return {str(path) for path in folder.iterdir()} | mounts | processes
 
 
 def start(image: Path, *command: str) -> subprocess.Popen[str]:
@@ -56,7 +61,7 @@ def start(image: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def test_it_prints_what_the_container_said_and_what_it_took(image: Path) -> None:
-    out, err = start(image).communicate(timeout=240)
+    out, err = start(image).communicate(timeout=PATIENCE)
     assert "first run: vector" in out and "second run: vector" in out, err
     for row in ("convert", "push", "pull", "first run", "second run", "image", "fetched", "files touched"):
         assert f"│ {row} " in out
@@ -78,20 +83,18 @@ def test_it_cleans_up_when_it_is_stopped(image: Path, moment: str, number: signa
     assert stream is not None
     assert any(moment in line for line in stream), "it ended before that"
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, out + err
 
 
 def test_a_container_that_runs_when_it_is_stopped_ends(image: Path) -> None:
-    process = start(image, "sleep", "4711")
+    process = start(image, "sleep", SLEEP)
     try:
-        deadline = time.monotonic() + 120
-        while not _sleeps():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: _sleeps() or process.poll() is not None, "the container does not run")
+        assert process.poll() is None
     finally:
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, out + err
     assert not _sleeps()
 
@@ -100,7 +103,7 @@ def _sleeps() -> bool:
     """Whether the container's program runs."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().startswith(b"sleep\0004711"):
+            if path.read_bytes() == b"sleep\0%s\0" % SLEEP.encode():
                 return True
         except OSError:
             continue
@@ -110,6 +113,6 @@ def _sleeps() -> bool:
 def test_an_image_that_is_none_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "no-image.tar").write_bytes(b"not a tar")
     process = start(tmp_path / "no-image.tar")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "no-image.tar" in err.splitlines()[-1] and "Traceback" not in err

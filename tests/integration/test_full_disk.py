@@ -83,7 +83,7 @@ def test_files_of_a_lazy_image_are_read_although_nothing_can_be_kept(on_stage: S
     folder = Path(tempfile.mkdtemp(prefix="ctrd-", dir="/tmp"))
     with small_disk(on_stage.root / "pulling", "4m"), small_disk(on_stage.root / "snapshotter", "4m"):
         try:
-            on_stage.start_daemon(give_up=20)
+            on_stage.start_daemon()
             with PrivateContainerd(folder, VERSIONS[-1], {"ipfs": on_stage.socket}) as containerd:
                 containerd.wait_for_snapshotter("ipfs")
                 pulled = on_stage.rpull(containerd, cid, "--name", "lazy")

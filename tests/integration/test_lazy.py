@@ -19,6 +19,7 @@ import pytest
 
 from tests.containerd import VERSIONS, PrivateContainerd
 from tests.integration.stage import MODES, Stage, docker_archive, stage, vector_layers, view
+from tests.patience import PATIENCE
 from tests.requirements import require_fuse, require_tool
 from tests.trees import differences, look
 
@@ -202,15 +203,15 @@ def test_reads_wait_for_a_node_that_is_away_and_then_go_on(on_stage: Stage, cont
         cid = on_stage.push(image)["cid"]
         result = on_stage.rpull(containerd, cid, "--name", "random")
         assert result["layers"][-1]["how"] == "lazy"
-        port = on_stage.stop_serving()
+        on_stage.stop_serving()
         reader = subprocess.Popen(
             [containerd.ctr_binary, "--address", containerd.address, "run", "--rm", "--snapshotter", "ipfs", "random", "r", "md5sum", f"/random-{containerd.version}"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=containerd.environment,
         )  # fmt: skip
         with pytest.raises(subprocess.TimeoutExpired):
             reader.wait(3)
-        on_stage.serve(port)
-        out, err = reader.communicate(timeout=60)
+        on_stage.serve()
+        out, err = reader.communicate(timeout=PATIENCE)
         assert reader.returncode == 0, err
         assert hashlib.md5(data).hexdigest().encode() in out
         containerd.ctr("image", "rm", "--sync", "random")

@@ -29,6 +29,7 @@ from tests.containerd import PrivateContainerd
 from tests.containerd_client.images import tar
 from tests.integration.stage import Stage, docker_archive, stage
 from tests.kills import reader
+from tests.patience import PATIENCE
 from tests.requirements import require_fuse, require_tool
 
 pytestmark = [pytest.mark.root, pytest.mark.fuse, pytest.mark.containerd]
@@ -155,7 +156,7 @@ def test_no_container_notices(on_stage: Stage, request: pytest.FixtureRequest) -
                     on_stage.start_daemon()  # as systemd does
             counts[whom] += 1
         stop.touch()
-        results = [process.communicate(timeout=120) for process in readers]
+        results = [process.communicate(timeout=PATIENCE) for process in readers]
         wrong = [error for (_, error), process in zip(results, readers, strict=True) if process.returncode]
         assert not wrong, f"seed {seed}, after {counts}:\n{wrong[0]}\n{on_stage.log()[-6000:]}\n{containerd.log.read_text()[-3000:]}"
         said = [json.loads(out) for out, _ in results]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from snapshotter.dataplane.control import LayerStatus
 from tests.dataplane.conftest import GIVE_UP, Source
 from tests.dataplane.faults import Faults
 from tests.dataplane.synthetic import of_files
+from tests.patience import until
 from tests.requirements import require_fuse
 
 
@@ -69,10 +69,8 @@ class Native:
 
     def chain(self, *names: str) -> Path:
         """The metadata of layers that were mounted, the lowest first, as one image, mounted."""
-        deadline = time.monotonic() + 60
-        while (made := self.dataplane.mount_chain([self.numbers[name] for name in names])) is None:
-            assert time.monotonic() < deadline, "the chain's image is not made"
-            time.sleep(0.05)
+        made = until(lambda: self.dataplane.mount_chain([self.numbers[name] for name in names]), "the chain's image is not made")
+        assert made is not None
         return self.mounted(made)
 
     def mounted(self, native: NativeMount) -> Path:
@@ -136,7 +134,7 @@ class Native:
 
 
 @contextlib.contextmanager
-def a_plane(*, give_up: float = GIVE_UP, **options: object) -> Iterator[Native]:
+def a_plane(**options: object) -> Iterator[Native]:
     """A data plane with these options of `Launch`."""
     require_fuse()
     folder = Path(tempfile.mkdtemp(prefix="native-", dir="/var/tmp"))
@@ -144,7 +142,7 @@ def a_plane(*, give_up: float = GIVE_UP, **options: object) -> Iterator[Native]:
         mountpoint=folder / "mount",
         control=folder / "control.sock",
         cache=folder / "cache",
-        give_up=give_up,
+        give_up=GIVE_UP,
         log=folder / "log",
         program=(sys.executable, "-m", "tests.dataplane.served", str(folder)),
         **options,  # type: ignore[arg-type]

@@ -15,8 +15,10 @@ import pytest
 from ipfs_store.formats.footer import locate_toc
 from ipfs_store.formats.names import stargz_footer
 from snapshotter.dataplane.client import DataPlane, DataPlaneFailed
+from tests.dataplane.conftest import impatient
 from tests.native.conftest import Native, a_plane, noise, tar_of
 from tests.native.hostile import Items, rewrite
+from tests.patience import PATIENCE, until
 from tests.trees import differences, look
 from tests.vectors import make_input
 
@@ -48,7 +50,9 @@ def test_a_small_file_is_native_in_the_container_that_asked_first(native: Native
     pid = native.dataplane.status().pid
     os.kill(pid, signal.SIGSTOP)
     try:
-        subprocess.run(["timeout", "-s", "KILL", "20", "cat", *(root / path for path in files)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["timeout", "-s", "KILL", f"{PATIENCE:g}", "cat", *(root / path for path in files)], check=True, stdout=subprocess.DEVNULL
+        )
     finally:
         os.kill(pid, signal.SIGCONT)
 
@@ -128,6 +132,7 @@ def test_a_namespace_with_a_cache_of_its_own_gets_nothing_by_name(tmp_path: Path
         before = native.reads()
         assert (again / "file").read_bytes() == data
         assert native.reads() == before
+        native.dataplane = impatient(native.dataplane)
         native.faults("missing")
         with pytest.raises(OSError, match="Input/output error"):
             (other / "file").read_bytes()
@@ -203,8 +208,7 @@ def test_what_is_evicted_and_held_by_an_overlay_counts_until_it_is_let_go_of() -
             assert file.read() == held
         native.unmount_all()
         native.dataplane.pin("two", [number])
-        while native.status("two").pin_left != 0:
-            assert native.dataplane.status()
+        until(lambda: native.status("two").pin_left == 0)
 
 
 def test_a_cut_file_in_the_cache_is_found_after_an_unclean_boot(native: Native) -> None:
@@ -272,8 +276,7 @@ def test_a_flipped_bit_in_the_cache_is_found_and_replaced_for_new_mounts(native:
     native.dataplane = again
     native.unmount_all()
     again.start()
-    while victim.exists():
-        assert again.status()
+    until(lambda: not victim.exists())
     assert other.exists()
     assert f"{victim} is damaged" in native.log()
     new = native.overlay(native.image("one"))

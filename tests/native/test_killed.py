@@ -14,14 +14,9 @@ import pytest
 from snapshotter.dataplane.client import DataPlane
 from tests.dataplane.waiting import WAYS, waiting
 from tests.native.conftest import Native, noise
+from tests.patience import PATIENCE, until
 
 FILES = {"file": noise("large", 3 << 20), "file.small": noise("small", 30_000)}
-
-
-def patient(native: Native, **changes: object) -> None:
-    """With a data plane that waits for its source longer than any test does."""
-    native.dataplane = DataPlane(replace(native.dataplane.launch, give_up=600.0, **changes))  # type: ignore[arg-type]
-    native.dataplane.start()
 
 
 def root_of(native: Native, mode: str) -> Path:
@@ -42,28 +37,28 @@ def let_go(native: Native, root: Path) -> None:
 @pytest.mark.parametrize("mode", ["native", "portable"])
 @pytest.mark.parametrize(("way", "read_ahead_kib"), [*((way, 1024) for way in WAYS), ("read", 0), ("page fault", 0)])
 def test_a_process_that_waits_dies_of_sigkill(native: Native, mode: str, way: str, read_ahead_kib: int) -> None:
-    patient(native, read_ahead_kib=read_ahead_kib)
+    native.dataplane = DataPlane(replace(native.dataplane.launch, read_ahead_kib=read_ahead_kib))
+    native.dataplane.start()
     root = root_of(native, mode)
     before = native.reads()
     with waiting(way, root / "file", lambda: native.reads() > before) as process:
         process.kill()
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(PATIENCE) == -signal.SIGKILL
     let_go(native, root)
 
 
 @pytest.mark.parametrize("mode", ["native", "portable"])
 @pytest.mark.parametrize("way", WAYS)
 def test_it_dies_as_well_if_the_data_plane_is_another_by_then(native: Native, mode: str, way: str) -> None:
-    patient(native)
     root = root_of(native, mode)
     before = native.reads()
     with waiting(way, root / "file", lambda: native.reads() > before) as process:
         before = native.reads()
         os.kill(native.dataplane.status_of_holder()["worker"], signal.SIGKILL)
-        while native.reads() == before:
-            assert process.poll() is None
+        until(lambda: native.reads() > before or process.poll() is not None)
+        assert process.poll() is None
         process.kill()
-        assert process.wait(30) == -signal.SIGKILL
+        assert process.wait(PATIENCE) == -signal.SIGKILL
     let_go(native, root)
 
 
@@ -71,20 +66,19 @@ def test_it_dies_as_well_if_the_data_plane_is_another_by_then(native: Native, mo
 @pytest.mark.parametrize("way", ["lookup of a small file", "read", "page fault"])
 def test_one_of_two_that_wait_for_the_same_file_dies_and_the_other_gets_it(native: Native, mode: str, way: str) -> None:
     """The second is known to the kernel alone."""
-    patient(native)
     root = root_of(native, mode)
     before = native.reads()
     with waiting(way, root / "file", lambda: native.reads() > before) as first:
         code = f"path = {str(root / 'file')!r}\nprint('begun', flush=True)\n{WAYS[way]}"
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as second:
             assert second.stdout is not None and second.stdout.readline() == b"begun\n"
-            while Path(f"/proc/{second.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"D":
-                assert second.poll() is None
+            until(lambda: Path(f"/proc/{second.pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"D")
+            assert second.poll() is None
             second.kill()
-            assert second.wait(30) == -signal.SIGKILL
+            assert second.wait(PATIENCE) == -signal.SIGKILL
         assert first.poll() is None
         native.faults("ok")
         native.let_go()
-        assert first.wait(30) == 0
+        assert first.wait(PATIENCE) == 0
     assert (root / "file").read_bytes() == FILES["file"]
     assert (root / "file.small").read_bytes() == FILES["file.small"]

@@ -15,9 +15,10 @@ from snapshotter.metadata import ContentIndex
 from snapshotter.metadata.build import build_metadata
 from snapshotter.metadata.contentid import make_scope
 from snapshotter.metadata.index import encode_index
-from tests.dataplane.conftest import Plane, plane
+from tests.dataplane.conftest import Plane, impatient, plane
 from tests.dataplane.synthetic import ROOT, of_files
 from tests.native.conftest import Native, a_plane, native, noise, tar_of
+from tests.patience import until
 
 __all__ = ["native", "plane"]
 
@@ -27,11 +28,13 @@ NUMBER = 1
 
 def until_whole(on: Native | Plane, number: int = NUMBER) -> None:
     """Return when the layer is here completely; an error of the pin is one of the test."""
-    while True:
+
+    def whole() -> bool:
         (layer,) = (layer for layer in on.dataplane.status().layers if layer.layer == number)
         assert layer.pinned and not layer.pin_error, layer
-        if layer.pin_left == 0:
-            return
+        return layer.pin_left == 0
+
+    until(whole)
 
 
 def rebooted(native: Native) -> None:
@@ -105,10 +108,10 @@ def test_an_image_that_cannot_fit_is_refused() -> None:
 @pytest.mark.fuse
 def test_while_nobody_has_the_blocks_the_pin_says_so_and_goes_on_later(native: Native) -> None:
     native.root("one", FILES)
+    native.dataplane = impatient(native.dataplane)
     native.faults("missing")
     native.dataplane.pin("image", [NUMBER])
-    while not native.status("one").pin_error:
-        pass
+    until(lambda: native.status("one").pin_error)
     assert "nobody has bafytest" in native.status("one").pin_error
     native.faults("ok")
     while native.status("one").pin_left or native.status("one").pin_error:

@@ -24,9 +24,9 @@ def kubo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KuboDaemon]:
 async def node(node_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Node]:
     opened: Node
     if node_kind == "embedded":
-        opened = EmbeddedNode(tmp_path / "node", timeout=1)
+        opened = EmbeddedNode(tmp_path / "node")
     else:
-        opened = KuboNode(request.getfixturevalue("kubo").api, timeout=1)
+        opened = KuboNode(request.getfixturevalue("kubo").api)
         for root in list(await opened.pins()):
             await opened.unpin(root)
         await opened.gc()

@@ -12,6 +12,7 @@ from ipfs_store.dag.chunker import fixed_leaves
 from ipfs_store.dag.file import UnixfsFile
 from ipfs_store.errors import BlockNotFound, NotFound
 from ipfs_store.nodes.interface import Block, Node
+from tests.patience import PATIENCE
 
 ABSENT = cid_of(RAW, b"nobody has this")
 
@@ -60,13 +61,13 @@ async def test_a_flushed_block_is_visible_while_the_push_is_open(node: Node) -> 
 
 
 async def test_a_block_that_nobody_has_is_not_found_within_the_timeout(node: Node) -> None:
-    with trio.fail_after(20), pytest.raises(BlockNotFound):
+    with trio.fail_after(PATIENCE), pytest.raises(BlockNotFound):
         await node.get(ABSENT, timeout=0.3)
     assert not await node.has(ABSENT)
 
 
 async def test_an_identity_cid_is_its_own_block(node: Node) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         file = await UnixfsFile.open(node.get, parse_cid("bafkqaddimvwgy3zao5xxe3debi"))
         assert await file.read(0, file.size) == b"hello world\n"
 
@@ -126,10 +127,11 @@ async def test_blocks_of_an_open_push_survive_a_gc(node: Node) -> None:
     assert all([await node.has(block.cid) for block in blocks])
 
 
-async def test_what_cannot_be_completed_is_not_pinned(node: Node) -> None:
+async def test_what_cannot_be_completed_is_not_pinned(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     root, blocks = file_blocks(bytes(range(256)) * 40)
     await put(node, *(block for block in blocks if block.cid != blocks[0].cid))
-    with trio.fail_after(30), pytest.raises(BlockNotFound):
+    monkeypatch.setattr(node, "_timeout", 0.5)
+    with trio.fail_after(PATIENCE), pytest.raises(BlockNotFound):
         await node.pin(root)
     assert root not in await node.pins()
 

@@ -24,6 +24,7 @@ from ipfs_store.nodes.interface import Block
 from ipfs_store.nodes.kubo import KuboNode
 from tests.kubo import KuboDaemon
 from tests.nodes.test_behaviour import ABSENT, file_blocks, put, raw
+from tests.patience import PATIENCE
 
 
 @asynccontextmanager
@@ -130,9 +131,9 @@ async def test_a_silent_peer_delays_nobody_for_long(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as (source, url), answering(silence) as silent:
         await put(source, block)
         node = EmbeddedNode(tmp_path / "b", peers=[silent, url])
-        with trio.fail_after(15):
+        with trio.fail_after(PATIENCE):
             assert await node.get(block.cid) == block.data
-        with trio.fail_after(15), pytest.raises(BlockNotFound, match="within"):
+        with trio.fail_after(PATIENCE), pytest.raises(BlockNotFound, match="within"):
             await node.get(ABSENT, timeout=1)
         await node.aclose()
 
@@ -143,8 +144,8 @@ async def test_an_answer_that_never_ends_is_cut_off(tmp_path: Path) -> None:
 
     async with answering(flood) as peer:
         node = EmbeddedNode(tmp_path / "b", peers=[peer])
-        with trio.fail_after(20), pytest.raises(IpfsStoreError):
-            await node.get(ABSENT, timeout=5)
+        with trio.fail_after(PATIENCE), pytest.raises(IpfsStoreError):
+            await node.get(ABSENT, timeout=PATIENCE)
         await node.aclose()
 
 
@@ -153,15 +154,15 @@ async def test_peers_that_are_all_away_are_named(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
     await listener.aclose()
     node = EmbeddedNode(tmp_path / "b", peers=[url])
-    with trio.fail_after(20), pytest.raises(NodeUnavailable, match=url.removeprefix("http://")):
-        await node.get(ABSENT, timeout=5)
+    with trio.fail_after(PATIENCE), pytest.raises(NodeUnavailable, match=url.removeprefix("http://")):
+        await node.get(ABSENT, timeout=PATIENCE)
     await node.aclose()
 
 
 @pytest.mark.kubo
 async def test_kubo_and_embedded_nodes_are_peers(kubo: KuboDaemon, tmp_path: Path) -> None:
     root, blocks = file_blocks(b"from kubo" * 1000)
-    theirs = KuboNode(kubo.api, timeout=5)
+    theirs = KuboNode(kubo.api)
     await put(theirs, *blocks)
     node = EmbeddedNode(tmp_path / "b", peers=[kubo.gateway])
     await node.pin(root)
@@ -179,8 +180,8 @@ async def test_a_block_over_2_mib_is_not_taken(tmp_path: Path) -> None:
 
     async with answering(send) as peer:
         node = EmbeddedNode(tmp_path / "b", peers=[peer])
-        with trio.fail_after(20), pytest.raises(IpfsStoreError):
-            await node.get(cid, timeout=5)
+        with trio.fail_after(PATIENCE), pytest.raises(IpfsStoreError):
+            await node.get(cid, timeout=PATIENCE)
         await node.aclose()
 
 
@@ -200,6 +201,7 @@ class Asked:
             self.runs.append((start, end))
             await run(peer, root, start, end, take)
 
+        monkeypatch.setattr(peer_module, "_RUN_STALL", PATIENCE)  # else a slow machine asks for blocks one by one
         monkeypatch.setattr(Peer, "ask", asking)
         monkeypatch.setattr(Peer, "run", running)
 
@@ -238,7 +240,7 @@ async def test_a_pin_asks_for_nothing_that_is_here(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("kind", ["lies", "breaks off", "knows no ranges", "knows no CARs", "stalls"])
 async def test_what_does_not_come_together_comes_by_itself(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_module, "_RUN_STALL", 0.3)
+    monkeypatch.setattr(peer_module, "_RUN_STALL", 0.3 if kind == "stalls" else PATIENCE)
     root, blocks = file_blocks(random.Random(1).randbytes(200_000), 10_000)
     by_name = {format_cid(block.cid): block for block in blocks}
     whole = car_header([root]) + b"".join(car_frame(block.cid, block.data) for block in blocks)
@@ -259,7 +261,7 @@ async def test_what_does_not_come_together_comes_by_itself(kind: str, tmp_path: 
         return response(body).replace(b"ipld.raw", b"ipld.car")
 
     async with answering(answer) as url:
-        node = EmbeddedNode(tmp_path / "b", peers=[url], timeout=10)
+        node = EmbeddedNode(tmp_path / "b", peers=[url])
         if kind == "lies":  # it is not asked for a while, then
             with contextlib.suppress(IpfsStoreError):
                 await node.pin(root)
@@ -273,7 +275,7 @@ async def test_what_does_not_come_together_comes_by_itself(kind: str, tmp_path: 
 async def test_kubo_sends_runs(kubo: KuboDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, blocks = file_blocks(random.Random(2).randbytes(500_000), 10_000)
     asked = Asked(monkeypatch)
-    theirs = KuboNode(kubo.api, timeout=5)
+    theirs = KuboNode(kubo.api)
     await put(theirs, *blocks)
     node = EmbeddedNode(tmp_path / "b", peers=[kubo.gateway])
     await node.pin(root)

@@ -22,6 +22,7 @@ from ipfs_store.nodes.kubo.presence import Presence
 from ipfs_store.nodes.kubo.rpc import Rpc, RpcError
 from tests.kubo import KuboDaemon
 from tests.nodes.test_behaviour import file_blocks, put, raw
+from tests.patience import PATIENCE
 
 
 class Server:
@@ -121,7 +122,7 @@ async def test_an_import_that_is_refused_says_why(serve: Serve) -> None:
 @pytest.mark.kubo
 async def test_a_block_that_kubo_refuses_fails_the_push_in_its_words(kubo: KuboDaemon) -> None:
     node = KuboNode(kubo.api)
-    with trio.fail_after(60), pytest.raises(RpcError, match="mismatch"):
+    with trio.fail_after(PATIENCE), pytest.raises(RpcError, match="mismatch"):
         async with node.push() as push:
             await push.put(Block(cid_of(RAW, b"this"), b"that"))
             for number in range(60):
@@ -133,7 +134,7 @@ async def test_a_block_that_kubo_refuses_fails_the_push_in_its_words(kubo: KuboD
 @pytest.mark.kubo
 @pytest.mark.parametrize("name", ["", "a name"])
 async def test_a_pin_passes_a_collector_that_waits_for_the_push(kubo: KuboDaemon, name: str) -> None:
-    node = KuboNode(kubo.api, timeout=20)
+    node = KuboNode(kubo.api, timeout=PATIENCE)
     root, blocks = file_blocks(b"collector" + name.encode() * 4000)
     async with trio.open_nursery() as nursery:
         async with node.push() as push:
@@ -144,7 +145,7 @@ async def test_a_pin_passes_a_collector_that_waits_for_the_push(kubo: KuboDaemon
                 pass
             await node.pin(root, name=name)
             assert (await node.pins())[root] == name
-        nursery.cancel_scope.deadline = trio.current_time() + 60
+        nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
     assert not nursery.cancel_scope.cancelled_caught
     assert all([await node.has(block.cid) for block in blocks])
     await node.unpin(root)
@@ -256,7 +257,7 @@ async def test_a_push_that_fails_leaves_nothing_open(kubo: KuboDaemon) -> None:
         async with node.push() as push:
             await push.put_all([raw(bytes([number]) * 100_000) for number in range(40)])
             raise BlockNotFound("the source has no more")
-    with trio.fail_after(60):
+    with trio.fail_after(PATIENCE):
         await node.gc()  # it would wait for a guard
     await node.aclose()
 

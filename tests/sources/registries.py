@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from tests.patience import PATIENCE
 from tests.requirements import require_tool
 from tests.sources.made import INDEX, MadeImage, sha256
 
@@ -49,7 +50,7 @@ def docker_registry(folder: Path, *, password: bool = False) -> Iterator[str]:
         yield found[1]
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
         if drain is not None:
             drain.join()
         process.stderr.close()

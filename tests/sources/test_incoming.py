@@ -16,6 +16,7 @@ from ipfs_store.images.model import Incoming
 from ipfs_store.images.sources.incoming import Whole, arriving, checking
 from ipfs_store.oci import Descriptor, Digest
 from ipfs_store.oci.media_types import OCI_LAYER
+from tests.patience import PATIENCE
 
 DATA = os.urandom(300_000)
 BLOB = Descriptor(OCI_LAYER, Digest.of(DATA), len(DATA))
@@ -46,7 +47,7 @@ async def test_what_has_come_is_read_while_the_rest_is_still_coming(tmp_path: Pa
 
     def slowly() -> Iterator[bytes]:
         yield DATA[:100_000]
-        assert read_first.wait(60)
+        assert read_first.wait(PATIENCE)
         yield DATA[100_000:]
 
     async with trio.open_nursery() as nursery, coming(slowly(), tmp_path, nursery) as incoming:
