@@ -34,3 +34,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--posix-suite"):
         items[:] = [item for item in items if item.get_closest_marker("posix_suite") is None]
+    # What is asked to take long has no limit of five minutes.
+    lasting = float(config.getoption("--kill-seconds")) + 600
+    for item in items:
+        if item.get_closest_marker("posix_suite") is not None:
+            item.add_marker(pytest.mark.timeout(3600))
+        elif "kills" in item.path.parts:
+            item.add_marker(pytest.mark.timeout(lasting))

@@ -456,6 +456,7 @@ class DataPlane:
 
     def _remove_traces(self) -> None:
         launch = self.launch
-        for path in (launch.holder, launch.control, launch.record, launch.control.with_suffix(".openers")):
+        notes = (launch.control.with_suffix(suffix) for suffix in (".openers", ".told"))
+        for path in (launch.holder, launch.control, launch.record, *notes):
             path.unlink(missing_ok=True)
         shutil.rmtree(launch.control.with_suffix(".layers"), ignore_errors=True)

@@ -27,6 +27,7 @@ from snapshotter.dataplane.keeping import SMALL
 from snapshotter.dataplane.layers import NativeLayer
 from snapshotter.dataplane.processes import is_dying
 from snapshotter.dataplane.reader import ChunkReader
+from snapshotter.dataplane.told import Told
 from snapshotter.dataplane.waiters import Waiters
 from snapshotter.metadata import ContentId
 
@@ -38,10 +39,7 @@ FOREVER = 1e9
 """Seconds; a content does not change."""
 _LOOKUPS = 2
 """Times that the kernel asks for one opening of a file: it tries again in here, and then from the top, where it finds the file in the store.
-Who asks once more has not found it; ESTALE would be the program's then."""
-_AGAIN = 2.0
-"""Seconds after which a lookup is not the same opening any more."""
-_REMEMBERED = 1000
+Who asks once more, in this process or the next, has not found it (it was evicted meanwhile); ESTALE would be the program's then."""
 _BLOCK = 4096
 _CONTENT = 1 << 63
 ROOT = InodeT(_CONTENT)
@@ -66,7 +64,8 @@ class ContentTree:
         self._store = store
         self._threads = threads
         self._waiters = waiters
-        self._told: dict[tuple[int, ContentId], tuple[float, int]] = {}
+        self.told = Told()
+        """Of this process; in its place comes what the one before us left."""
 
     async def lookup(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """A folder; or a file, or ESTALE when it is in the store above."""
@@ -85,7 +84,7 @@ class ContentTree:
         size = layer.index.size[index]
         if size > SMALL or changes_metadata(ctx.pid):
             return _file(content, size)
-        times = self._times(ctx.pid, content)
+        times = self.told.times(ctx.pid, content)
         if times > _LOOKUPS:
             return _file(content, size)
         if times > 1:
@@ -94,7 +93,7 @@ class ContentTree:
             try:
                 await self._promote(content, sources)
                 layer.counters.opened.add(index)
-                self._told[ctx.pid, content] = trio.current_time() + _AGAIN, 1
+                self.told.tell(ctx.pid, content)
                 self._store.room.keep_young(self._store.path(content))
             except StorageFailed as error:
                 self._store.room.say_once(error.message)
@@ -147,17 +146,6 @@ class ContentTree:
                 layer.counters.read += len(data)
                 return data
         raise FUSEError(errno.EIO) from failure
-
-    def _times(self, thread: int, content: ContentId) -> int:
-        """How many times the thread has asked, since it was first told that the content is in the store; with this time."""
-        now = trio.current_time()
-        until, times = self._told.get((thread, content), (0.0, 0))
-        if until <= now:
-            return 1
-        self._told[thread, content] = until, times + 1
-        if len(self._told) > _REMEMBERED:
-            self._told = {key: told for key, told in self._told.items() if told[0] > now}
-        return times + 1
 
     def _sources(self, content: ContentId) -> Iterator[tuple[NativeLayer, int]]:
         """Every layer that has the content, and under which number."""

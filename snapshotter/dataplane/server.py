@@ -55,6 +55,7 @@ from snapshotter.dataplane.pins import Pinnable, Pins
 from snapshotter.dataplane.reader import ChunkReader, Key
 from snapshotter.dataplane.registry import Registry
 from snapshotter.dataplane.session import Holder, Session
+from snapshotter.dataplane.told import Told
 from snapshotter.dataplane.waiters import Waiters
 from snapshotter.holder.channel import Message
 from snapshotter.holder.handshake import Handshake
@@ -115,6 +116,11 @@ class Settings:
         """Where it is noted which threads opened files."""
         return self.control.with_suffix(".openers")
 
+    @property
+    def told(self) -> Path:
+        """Where it is noted which threads were told to look for a file again."""
+        return self.control.with_suffix(".told")
+
 
 class DataPlaneServer:
     """One FUSE connection, and a socket by which its layers come and go."""
@@ -133,7 +139,7 @@ class DataPlaneServer:
         room = Room(settings.cache, max_bytes=settings.cache_max_bytes, reserve=settings.cache_reserve)
         self._chunks = ChunkCache(settings.cache, room)
         self._store = ContentStore(settings.cache / "contents", room)
-        contents = ContentTree(reader, self._store, self._threads, waiters)
+        self._contents = contents = ContentTree(reader, self._store, self._threads, waiters)
         self._native = NativeLayers(
             settings.cache, self._store, self._chunks, source, contents, self._generation.__next__,
             per_namespace=settings.cache_scope == "namespace", verify=settings.verify_cache,
@@ -164,6 +170,7 @@ class DataPlaneServer:
             try:
                 with locked(self._settings.control.with_suffix(".lock")):
                     self._operations.remember_openers(Openers(self._settings.openers), new=go.first)
+                    self._contents.told = Told(self._settings.told)
                     self._session.take(connection, Handshake.decode(go.handshake))
                     await self._serve(nursery)
             except Occupied as error:
