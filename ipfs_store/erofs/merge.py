@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ipfs_store.erofs.tree import Inode
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import stat
 import struct
 
+from ipfs_store.erofs.directories import BLOCK, DIRENT, TYPES
 from ipfs_store.erofs.tree import Inode, InvalidTree
-from ipfs_store.erofs.writer import BLOCK, DIRENT, INLINE, INODE, MAGIC, SUPERBLOCK, TYPES
+from ipfs_store.erofs.writer import INLINE, INODE, MAGIC, SUPERBLOCK
 from ipfs_store.erofs.xattrs import METACOPY, REDIRECT, read_body
 
 _SUPERBLOCK_AT = 1024
@@ -54,7 +55,6 @@ class _Reader:
         at = nid * 32
         layout, count, mode, _, size, union, _, uid, gid, mtime, mtime_ns, _ = INODE.unpack_from(self._image, at)
         kind = stat.S_IFMT(mode)
-        mtime -= (mtime >> 63) << 64
         inode = Inode(mode, uid, gid, mtime, mtime_ns)
         if count:
             xattrs = read_body(self._image[at + 64 : at + 64 + self._xattr_size(count)], self._image, self._xattr_block * BLOCK)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ipfs_store.errors import InvalidInput
 
@@ -16,8 +17,7 @@ class InvalidTree(InvalidInput):
     """A tree that no Linux file system could hold."""
 
 
-@dataclass(slots=True, eq=False)
-class Inode:
+class Inode(msgspec.Struct, eq=False, gc=False):
     """One inode. A hard link is the same object under two names; a regular file has a size and no data (its blocks are holes)."""
 
     mode: int
@@ -33,7 +33,7 @@ class Inode:
     """Major and minor number of a device."""
     link: bytes = b""
     """Target of a symbolic link."""
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
     """Full names, such as ``b"trusted.overlay.opaque"``."""
     redirect: bytes = b""
     """Regular file: where overlayfs finds its data in a data-only layer, such as ``b"/ab/abcd"``; it becomes ``trusted.overlay.metacopy`` and
@@ -41,7 +41,7 @@ class Inode:
     children: dict[bytes, Inode] | None = None
     """Names and inodes of a directory; None for everything else."""
 
-    number: int = field(default=-1, init=False, repr=False)
+    number: int = -1
     """The writer's own, while it writes."""
 
     @property
@@ -50,11 +50,10 @@ class Inode:
         return stat.S_IFMT(self.mode)
 
 
-def check_inode(inode: Inode, name: bytes) -> None:
-    """Raise InvalidTree where a field is outside of what the kernel takes; ``name`` is for the message."""
+def is_sound(inode: Inode) -> bool:
+    """Whether every field is inside of what the kernel takes; `fault` tells which is not."""
     kind = inode.mode & 0o170000
-    # In one expression first: this is done for every inode.
-    if (
+    return (
         kind in _KINDS
         and (inode.children is not None) == (kind == stat.S_IFDIR)
         and (kind != stat.S_IFLNK or 0 < len(inode.link) <= LINK_MAX)
@@ -65,12 +64,11 @@ def check_inode(inode: Inode, name: bytes) -> None:
         and (inode.rdev == _NO_DEVICE or (0 <= inode.rdev[0] < 1 << 12 and 0 <= inode.rdev[1] < 1 << 20))
         and -(1 << 63) <= inode.mtime < 1 << 63
         and (not inode.redirect or kind == stat.S_IFREG)
-    ):
-        return
-    raise _fault(inode, name)
+    )
 
 
-def _fault(inode: Inode, name: bytes) -> InvalidTree:
+def fault(inode: Inode, name: bytes) -> InvalidTree:
+    """What is wrong with the inode that is called ``name``."""
     shown = repr(name.decode(errors="backslashreplace")[:80])
     if inode.kind not in _KINDS:
         return InvalidTree(f"{shown}: mode {inode.mode:o} has no file type")

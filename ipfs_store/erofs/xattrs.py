@@ -34,8 +34,6 @@ class SharedXattrs:
 
     def body(self, xattrs: Mapping[bytes, bytes], redirect: bytes = b"") -> bytes:
         """What follows the inode: header, references to shared attributes, inline attributes; see `Inode.redirect`."""
-        if not xattrs:
-            return _alone(redirect) if redirect else b""
         if redirect:
             xattrs = {**xattrs, METACOPY: b"", REDIRECT: redirect}
         shared: list[int] = []
@@ -57,10 +55,9 @@ class SharedXattrs:
 METACOPY, REDIRECT = b"trusted.overlay.metacopy", b"trusted.overlay.redirect"
 
 
-def _alone(redirect: bytes) -> bytes:
-    """The body of a file that has nothing but a redirect: nearly every regular file."""
-    body = _BEFORE_REDIRECT + len(redirect).to_bytes(2, "little") + REDIRECT[8:] + redirect
-    return body if not len(body) % 4 else body + bytes(-len(body) % 4)
+def before_redirect(length: int) -> bytes:
+    """What a body that has nothing but a redirect of this length has before it; four-byte units are filled up behind it."""
+    return _BEFORE_REDIRECT + length.to_bytes(2, "little") + REDIRECT[8:]
 
 
 def _entry(name: bytes, value: bytes) -> bytes:

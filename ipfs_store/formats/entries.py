@@ -6,6 +6,7 @@ import calendar
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import repeat
 
 import msgspec
 
@@ -23,7 +24,7 @@ _TYPES: dict[str, EntryType] = {
     "dir": "dir", "reg": "reg", "symlink": "symlink", "hardlink": "hardlink", "char": "char", "block": "block", "fifo": "fifo",
 }  # fmt: skip
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_is_digest = _DIGEST.fullmatch
+_DIGEST_SIZE = 71
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _ID_LIMIT = 1 << 32
 _SIZE_LIMIT = 1 << 62
@@ -51,37 +52,58 @@ class _Decoder:
         """Up to where a stream is read: the next one, or what its chunks can need. The same for all of its chunks."""
         self._found: dict[str, Entry] = {}
         self._imply = implied_directories(self._found)
+        self._folders = {""}
+        """Paths of directories, as far as they need not be looked at again."""
+        self._unsettled = False
+        """Whether something is not below a directory yet, or was replaced: parents are to be checked at the end."""
         self._holes = 0
         self._prefetch_end = 0
         self._linked = False
+        self._digests_checked = True
+        """Whether those of all files so far are SHA-256s or empty."""
         self._times: dict[str, int] = {}
         self._xattrs = Xattrs()
 
     def decode(self) -> Toc:
         first: Item | None = None
+        first_path: str | None = None
         more: list[Item] = []
-        for item in self._document:
-            if item.type == "chunk":
-                if first is None:
-                    raise InvalidLayer(f"the TOC begins with a chunk of {item.name[:300]!r}, which belongs to no file")
-                more.append(item)
-                continue
-            if first is not None:
-                self._take(first, more)
-                more = []
-            first = item
+        for batch in self._document.batches():
+            paths = _usual_paths([item.name for item in batch])
+            self._digests_checked = self._digests_checked and _are_digests([item.digest for item in batch])
+            for item, path in zip(batch, paths, strict=True):
+                if item.type == "chunk":
+                    if first is None:
+                        raise InvalidLayer(f"the TOC begins with a chunk of {item.name[:300]!r}, which belongs to no file")
+                    more.append(item)
+                    continue
+                if first is not None:
+                    self._take(first, first_path, more)
+                    if more:
+                        more = []
+                first, first_path = item, path
         if first is not None:
-            self._take(first, more)
-        # By depth, so that parents come first whatever the order in the TOC; stable, so that siblings keep theirs.
-        entries = sorted(self._found.values(), key=lambda entry: (entry.path.count("/") + 1) if entry.path else 0)
-        self._check_parents(entries)
+            self._take(first, first_path, more)
+        entries = self._by_depth()
+        if self._unsettled:
+            self._check_parents(entries)
         if self._linked:
             entries = resolve_links(entries, self._found)
         return Toc(entries=entries, digest=self._digest, prefetch_end=self._prefetch_end)
 
-    def _take(self, item: Item, more: Sequence[Item]) -> None:
+    def _by_depth(self) -> list[Entry]:
+        """So that parents come first whatever the order in the TOC; siblings keep theirs."""
+        root = self._found.pop("")
+        depths = list(map(str.count, self._found, repeat("/")))
+        entries = list(self._found.values())
+        self._found[""] = root
+        return [root, *(entries[number] for number in sorted(range(len(entries)), key=depths.__getitem__))]
+
+    def _take(self, item: Item, path: str | None, more: Sequence[Item]) -> None:
+        """``path``: the normalised name, None for one that is not usual."""
         found = self._found
-        path = normalise(item.name)
+        if path is None:
+            path = normalise(item.name)
         if path in LEFT_OUT:
             if path == PREFETCH_LANDMARK:
                 self._prefetch_end = self._inside(item.offset, path)
@@ -93,39 +115,45 @@ class _Decoder:
             raise InvalidLayer(f"the root of the layer is a {kind} in the TOC")
         if more and kind != "reg":
             raise InvalidLayer(f"{path!r} has chunks in the TOC, but is a {kind}")
-        if not (0 <= item.uid < _ID_LIMIT and 0 <= item.gid < _ID_LIMIT):
-            raise InvalidLayer(f"{path!r} belongs to {item.uid}:{item.gid} in the TOC, which no file can")
+        uid, gid = item.uid, item.gid
+        if not (0 <= uid < _ID_LIMIT and 0 <= gid < _ID_LIMIT):
+            raise InvalidLayer(f"{path!r} belongs to {uid}:{gid} in the TOC, which no file can")
         text = item.mod_time
         nanoseconds = 0
         seconds = self._times.get(text)
         if seconds is None:
             seconds, nanoseconds = self._time(text, path)
-        if path.rpartition("/")[0] not in found:
+        if path.rpartition("/")[0] not in self._folders:
             self._imply(path)
-        found.pop(path, None)
+            self._unsettled = True
+        if path in found:
+            del found[path]
+            self._unsettled = True
         size = major = minor = 0
         link = digest = ""
         chunks: tuple[Chunk, ...] = ()
         if kind == "reg":
             size, digest = item.size, item.digest
-            if digest and not _is_digest(digest):
+            if not self._digests_checked:
                 check_digest(digest, path)
             if 0 < size < _SIZE_LIMIT and not more and item.chunk_size in (0, size) and not item.chunk_offset and not item.chunk_type:
                 chunks = (self._chunk(item, 0, size, path, single=True),)
             elif size:
                 chunks = self._chunks(item, more, path)
+        elif kind == "dir":
+            self._folders.add(path)
         elif kind == "symlink":
             link = check_target(item.link_name, path)
         elif kind == "hardlink":
             link = normalise(item.link_name)
             self._linked = True
-        elif kind != "dir" and kind != "fifo":
+        elif kind != "fifo":
             major, minor = item.dev_major, item.dev_minor
             if not (0 <= major < _ID_LIMIT and 0 <= minor < _ID_LIMIT):
                 raise InvalidLayer(f"{path!r} is the device {major}:{minor} in the TOC, which cannot be")
         xattrs = self._xattrs.decode(item.xattrs, path) if item.xattrs else NO_XATTRS
         found[path] = Entry(
-            path, kind, item.mode & 0o7777, item.uid, item.gid, seconds, nanoseconds, size, link, major, minor, xattrs, digest, chunks
+            path, kind, item.mode & 0o7777, uid, gid, seconds, nanoseconds, size, link, major, minor, xattrs, digest, chunks
         )
 
     def _chunks(self, item: Item, more: Sequence[Item], path: str) -> tuple[Chunk, ...]:
@@ -214,6 +242,29 @@ class _Decoder:
             return seconds, int(fraction.ljust(9, "0"))
         self._times[text] = seconds
         return seconds, 0
+
+
+def _usual_paths(names: Sequence[str]) -> Sequence[str | None]:
+    """What `normalise` makes of each name, or None for each where one of them is not usual (or might not be): all are looked at in one text."""
+    text = "\n" + "\n".join(names) + "\n"
+    # Nothing empty, no component that is empty or begins with a dot (but for a name that ends with a slash, as a directory's may).
+    odd = ("\0", "//", "/.", "\n.", "\n/", "\n\n")
+    if not text.isascii() or any(part in text for part in odd) or max(map(len, names)) > MAX_NAME:
+        return [None] * len(names)
+    return [name[:-1] if name[-1] == "/" else name for name in names] if "/\n" in text else names
+
+
+def _are_digests(texts: Sequence[str]) -> bool:
+    """Whether each is a SHA-256 or empty: all are looked at in one text."""
+    text = "".join(texts)
+    count = len(text) // _DIGEST_SIZE
+    return (
+        {0, _DIGEST_SIZE}.issuperset(map(len, texts))
+        and all(text[place::_DIGEST_SIZE] == character * count for place, character in enumerate("sha256:"))
+        and text.isascii()
+        # The digits of "sha256:" are gone too, and no other s, h and colon are left: those counted above are all.
+        and text.encode().translate(None, b"0123456789abcdef") == b"sh:" * count
+    )
 
 
 def normalise(name: str) -> str:

@@ -12,29 +12,27 @@ from multiprocessing.connection import Connection
 from ipfs_store.errors import IpfsStoreError, StorageFailed
 from ipfs_store.formats.names import Kind
 from ipfs_store.formats.toc import Entry
-from snapshotter.metadata.contentid import ContentId, Scope
-from snapshotter.metadata.gather import gather
+from snapshotter.metadata.contentid import REDIRECT_SIZE, Scope, redirects
+from snapshotter.metadata.gather import content_ids, gather
 from snapshotter.metadata.index import encode_index
-
-_ID = 32
 
 
 class Beside:
     """What the other process finds out."""
 
-    def __init__(self, ids: mmap.mmap, channel: Connection, layer: str) -> None:
+    def __init__(self, redirects: mmap.mmap, channel: Connection, layer: str) -> None:
         """See `gathering`."""
-        self._ids = ids
+        self._redirects = redirects
         self._channel = channel
         self._layer = layer
 
-    def ids(self) -> list[ContentId]:
-        """The contents of the regular files, as `gather` has them; raises what it does."""
+    def redirects(self) -> list[bytes]:
+        """Those of the regular files, in the order of `content_ids`; raises what it does."""
         count = pickle.loads(self._receive())
-        return [ContentId(self._ids[at : at + _ID]) for at in range(0, _ID * count, _ID)]
+        return [self._redirects[at : at + REDIRECT_SIZE] for at in range(0, REDIRECT_SIZE * count, REDIRECT_SIZE)]
 
     def index(self) -> bytes:
-        """The encoded index, without the image that belongs to it; to be asked for after the ids."""
+        """The encoded index, without the image that belongs to it; to be asked for after the redirects. Raises what `gather` does."""
         return self._receive()
 
     def _receive(self) -> bytes:
@@ -51,26 +49,26 @@ class Beside:
 
 @contextmanager
 def gathering(entries: Sequence[Entry], *, scope: Scope, layer: str, kind: Kind) -> Iterator[Beside]:
-    """Have `gather` and `encode_index` done beside the block. For a process without threads; where it ends early, so does the other."""
+    """Have `content_ids`, `gather` and `encode_index` done beside the block. For a process without threads; where it ends early, so does the other."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
-    with mmap.mmap(-1, max(_ID * len(entries), 1)) as ids, ours:
-        process = context.Process(target=_gather, args=(theirs, ids, entries, scope, layer, kind), daemon=True)
+    with mmap.mmap(-1, max(REDIRECT_SIZE * len(entries), 1)) as places, ours:
+        process = context.Process(target=_gather, args=(theirs, places, entries, scope, layer, kind), daemon=True)
         process.start()
         theirs.close()
         try:
-            yield Beside(ids, ours, layer)
+            yield Beside(places, ours, layer)
         finally:
             process.kill()
             process.join()
 
 
-def _gather(channel: Connection, ids: mmap.mmap, entries: Sequence[Entry], scope: Scope, layer: str, kind: Kind) -> None:
+def _gather(channel: Connection, places: mmap.mmap, entries: Sequence[Entry], scope: Scope, layer: str, kind: Kind) -> None:
     try:
-        found, contents = gather(entries, scope=scope, layer=layer)
-        ids.write(b"".join(found))
-        channel.send_bytes(pickle.dumps(len(found)))
-        channel.send_bytes(encode_index(contents, kind=kind, entries=len(entries)))
+        ids, first = content_ids(entries, scope=scope, layer=layer)
+        places.write(b"".join(redirects(ids)))
+        channel.send_bytes(pickle.dumps(len(ids)))
+        channel.send_bytes(encode_index(gather(first), kind=kind, entries=len(entries)))
     except IpfsStoreError as error:
         channel.send_bytes(b"")
         channel.send_bytes(pickle.dumps(error.with_traceback(None)))

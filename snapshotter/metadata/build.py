@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from ipfs_store.erofs import Inode
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.toc import Entry, Toc
-from snapshotter.metadata.contentid import ContentId, Scope
-from snapshotter.metadata.gather import gather
+from snapshotter.metadata.contentid import REDIRECT_SIZE, Scope, redirects
+from snapshotter.metadata.gather import content_ids, gather
 from snapshotter.metadata.index import Contents
 from snapshotter.metadata.shown import Shown
 
@@ -26,6 +26,8 @@ _LINK_MAX = 4095
 _NAME_MAX = 255
 _OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 OPAQUE = {b"trusted.overlay.opaque": b"y"}
+_NO_DEVICE = (0, 0)
+_NOWHERE = bytes(REDIRECT_SIZE)
 _NO_XATTRS: Mapping[bytes, bytes] = {}
 _TYPES = {
     "dir": stat.S_IFDIR,
@@ -47,17 +49,16 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A layer's tree before its files are led to their contents."""
+    """A layer's tree. Its files redirect to nowhere at first."""
 
     root: Inode
     files: list[Inode]
-    """Regular files that are not empty, in the order of their entries, as `gather` has them."""
+    """Regular files that are not empty, in the order of their entries, as `content_ids` has them."""
 
-    def lead(self, contents: Iterable[ContentId]) -> None:
-        """Give each of ``files`` the way to its content in a data layer, as `contentid.content_path` has it."""
-        for inode, content in zip(self.files, contents, strict=True):
-            name = content.hex()
-            inode.redirect = f"/{name[:2]}/{name}".encode()
+    def lead(self, redirects: Iterable[bytes]) -> None:
+        """Give each of ``files`` the way to its content in a data layer, as `contentid.redirects` has it."""
+        for inode, redirect in zip(self.files, redirects, strict=True):
+            inode.redirect = redirect
 
 
 def build_metadata(toc: Toc, *, scope: Scope, layer: str) -> Metadata:
@@ -66,9 +67,9 @@ def build_metadata(toc: Toc, *, scope: Scope, layer: str) -> Metadata:
     ``layer``: what names the layer where files cannot be named by their digests (see `content_id`).
     """
     tree = build_tree(toc)
-    ids, contents = gather(toc.entries, scope=scope, layer=layer)
-    tree.lead(ids)
-    return Metadata(tree.root, contents)
+    ids, first = content_ids(toc.entries, scope=scope, layer=layer)
+    tree.lead(redirects(ids))
+    return Metadata(tree.root, gather(first))
 
 
 def build_tree(toc: Toc) -> Tree:
@@ -89,13 +90,21 @@ class _Builder:
 
     def build(self, toc: Toc) -> Tree:
         shown, nodes = self.shown, self.nodes
+        last, children = "/", dict[bytes, Inode]()  # no path
         for entry, folder, name in shown.walk(toc.entries):
             path = entry.path
             node = nodes[path] = self._node(entry)
-            if path:
-                self._name(folder, name, node, path)
-            elif entry.type != "dir":
-                raise InvalidLayer("the root of the TOC is no directory")
+            if not path:
+                if entry.type != "dir":
+                    raise InvalidLayer("the root of the TOC is no directory")
+                continue
+            if folder != last:
+                last, children = folder, self._children(folder, path)
+            # That a file can have the name is known of a decoded TOC, and looked at again by the image's writer.
+            raw = name.encode() if name.isascii() else name.encode("utf-8", "surrogateescape")
+            if raw in children:
+                raise InvalidLayer(f"{path!r} is in the TOC twice")
+            children[raw] = node
         root = self.nodes.get("")
         if root is None:
             raise InvalidLayer("the TOC has no root")
@@ -111,7 +120,9 @@ class _Builder:
 
     def _node(self, entry: Entry) -> Inode:
         kind = entry.type
-        node = Inode(_TYPES[kind] | entry.mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns, entry.size, xattrs=_NO_XATTRS)
+        node = Inode(
+            _TYPES[kind] | entry.mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns, entry.size, _NO_DEVICE, b"", _NO_XATTRS
+        )  # fmt: skip
         if entry.xattrs:
             node.xattrs = {
                 name.encode("utf-8", "surrogateescape"): value
@@ -120,6 +131,7 @@ class _Builder:
             }
         if kind == "reg":
             if entry.size:
+                node.redirect = _NOWHERE
                 self.files.append(node)
             return node
         match kind:
@@ -136,16 +148,21 @@ class _Builder:
                 node.rdev = entry.dev_major, entry.dev_minor
         return node
 
-    def _name(self, folder: str, name: str, node: Inode, path: str) -> None:
+    def _children(self, folder: str, path: str) -> dict[bytes, Inode]:
+        """Those of the directory that ``path`` lies in."""
         parent = self.nodes.get(folder)
         if parent is None or parent.children is None:
             raise InvalidLayer(f"{path!r} is in the TOC, but its directory is not")
+        return parent.children
+
+    def _name(self, folder: str, name: str, node: Inode, path: str) -> None:
+        children = self._children(folder, path)
         raw = name.encode("utf-8", "surrogateescape")
         if not 0 < len(raw) <= _NAME_MAX or b"\0" in raw or raw in (b".", b".."):
             raise InvalidLayer(f"{path[:300]!r}: no file can have this name")
-        if raw in parent.children:
+        if raw in children:
             raise InvalidLayer(f"{path!r} is in the TOC twice")
-        parent.children[raw] = node
+        children[raw] = node
 
     def _link(self, path: str) -> None:
         target = self.shown.links[path]

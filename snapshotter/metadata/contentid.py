@@ -61,6 +61,15 @@ def content_path(content: ContentId) -> str:
     return f"{name[:2]}/{name}"
 
 
+def redirects(contents: Iterable[ContentId]) -> list[bytes]:
+    """What files with these contents are given as ``trusted.overlay.redirect``: `content_path` from the root of a data layer."""
+    return [b"/%b/%b" % (name[:2], name) for name in (content.hex().encode() for content in contents)]
+
+
+REDIRECT_SIZE = len(redirects([ContentId(bytes(32))])[0])
+"""Bytes of each."""
+
+
 def _parts(scope: Scope, entry: Entry, chunks: Iterable[Chunk]) -> Iterable[bytes]:
     yield scope
     yield _SIZE.pack(entry.size)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping
 
 from ipfs_store.errors import InvalidLayer
 from ipfs_store.formats.toc import Chunk, Entry
@@ -14,53 +15,66 @@ from snapshotter.metadata.shown import Shown
 MAX_STREAM = 128 << 20
 
 
-def gather(entries: Iterable[Entry], *, scope: Scope, layer: str) -> tuple[list[ContentId], Contents]:
-    """The content of every regular file that is shown and not empty, in their order, and what each content is made of. Raises InvalidLayer.
+def content_ids(entries: Iterable[Entry], *, scope: Scope, layer: str) -> tuple[list[ContentId], dict[ContentId, Entry]]:
+    """The content of every regular file that is shown and not empty, in their order; and an entry that has it, for each content.
 
-    ``layer``: what names the layer where files cannot be named by their digests (see `content_id`). CPU work: 0.1 s for 30,000 files.
+    ``layer``: what names the layer where files cannot be named by their digests (see `content_id`).
     """
-    ids: list[ContentId] = []
-    contents = Contents()
-    first = contents.first
-    for entry, _, _ in Shown().walk(entries):
-        if entry.type == "reg" and entry.size:
-            content = content_id(scope, layer, entry)
-            ids.append(content)
-            if content not in first:
-                try:
-                    first[content] = entry.size, len(contents.chunk_size), len(entry.chunks), entry.path.encode("utf-8", "surrogateescape")
-                    _add_chunks(contents, entry)
-                except (OverflowError, UnicodeEncodeError) as error:
-                    raise InvalidLayer(f"{entry.path!r} has a value in the TOC that no file can have: {error}") from error
-    return ids, contents
+    files = [entry for entry, _, _ in Shown().walk(entries) if entry.type == "reg" and entry.size]
+    ids = [content_id(scope, layer, entry) for entry in files]
+    first: dict[ContentId, Entry] = {}
+    for content, entry in zip(ids, files, strict=True):
+        first.setdefault(content, entry)
+    return ids, first
 
 
-def _add_chunks(contents: Contents, entry: Entry) -> None:
+def gather(first: Mapping[ContentId, Entry]) -> Contents:
+    """What each content is made of. Raises InvalidLayer."""
+    entries = first.values()
+    for entry in entries:
+        if len(entry.chunks) == 1:  # nearly all: in one expression
+            chunk = entry.chunks[0]
+            if (
+                chunk.digest
+                and not chunk.file_offset
+                and chunk.size == entry.size
+                and 0 <= chunk.offset < chunk.end <= chunk.offset + MAX_STREAM
+                and 0 <= chunk.inner_offset <= MAX_STREAM - chunk.size
+            ):
+                continue
+        _check_chunks(entry)
+    chunks = [chunk for entry in entries for chunk in entry.chunks]
+    try:
+        return Contents(
+            ids=list(first),
+            paths=[entry.path.encode("utf-8", "surrogateescape") for entry in entries],
+            size=array("Q", [entry.size for entry in entries]),
+            count=array("I", [len(entry.chunks) for entry in entries]),
+            digests=bytes.fromhex("".join([chunk.digest[7:] or _instead_of_digest(chunk) for chunk in chunks])),
+            chunk_file_offset=array("Q", [chunk.file_offset for chunk in chunks]),
+            chunk_size=array("I", [chunk.size for chunk in chunks]),
+            stream_offset=array("Q", [chunk.offset for chunk in chunks]),
+            stream_length=array("I", [chunk.end - chunk.offset for chunk in chunks]),
+            chunk_inner=array("I", [chunk.inner_offset for chunk in chunks]),
+        )
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise InvalidLayer(f"a file has a value in the TOC that none can have: {error}") from error
+
+
+def _check_chunks(entry: Entry) -> None:
     at = 0
     for chunk in entry.chunks:
-        size, length, inner = chunk.size, chunk.end - chunk.offset, chunk.inner_offset
-        if chunk.file_offset != at or size <= 0:
+        if chunk.file_offset != at or chunk.size <= 0:
             raise InvalidLayer(f"{entry.path!r} has a gap in its chunks at {at}")
-        if chunk.digest and chunk.offset >= 0 and 0 < length <= MAX_STREAM and 0 <= inner <= MAX_STREAM - size:
-            contents.digests += bytes.fromhex(chunk.digest[7:])
-        else:
-            contents.digests += _odd_chunk(entry, chunk)
-        contents.chunk_file_offset.append(at)
-        contents.chunk_size.append(size)
-        contents.stream_offset.append(chunk.offset)
-        contents.stream_length.append(length)
-        contents.chunk_inner.append(inner)
-        at += size
+        if not is_hole(chunk):
+            check_place(entry, chunk)
+        at += chunk.size
     if at != entry.size:
         raise InvalidLayer(f"{entry.path!r} has {entry.size} bytes, and chunks for {at}")
 
 
-def _odd_chunk(entry: Entry, chunk: Chunk) -> bytes:
-    """What stands for the digest of a hole or of a chunk that has none; raises InvalidLayer for one that cannot be read."""
-    if is_hole(chunk):
-        return HOLE
-    check_place(entry, chunk)
-    return NO_DIGEST
+def _instead_of_digest(chunk: Chunk) -> str:
+    return (HOLE if is_hole(chunk) else NO_DIGEST).hex()
 
 
 def check_place(entry: Entry, chunk: Chunk) -> None:

@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -52,41 +53,49 @@ def _array(code: str) -> array[int]:
 
 @dataclass(slots=True)
 class Contents:
-    """The contents of a layer while its index is made; a chunk is an item of every ``chunk`` and ``stream`` array."""
+    """The contents of a layer while its index is made; ``chunk`` and ``stream`` arrays have the chunks of one behind those of the other."""
 
-    first: dict[ContentId, tuple[int, int, int, bytes]] = field(default_factory=dict)
-    """By id: (size, first chunk, number of chunks, a path that has it)."""
+    ids: list[ContentId] = field(default_factory=list)
+    paths: list[bytes] = field(default_factory=list)
+    """One that has the content."""
+    size: array[int] = field(default_factory=lambda: _array("Q"))
+    count: array[int] = field(default_factory=lambda: _array("I"))
+    """Chunks."""
+    digests: bytes = b""
     chunk_file_offset: array[int] = field(default_factory=lambda: _array("Q"))
     chunk_size: array[int] = field(default_factory=lambda: _array("I"))
     stream_offset: array[int] = field(default_factory=lambda: _array("Q"))
     stream_length: array[int] = field(default_factory=lambda: _array("I"))
     chunk_inner: array[int] = field(default_factory=lambda: _array("I"))
-    digests: bytearray = field(default_factory=bytearray)
 
 
 def encode_index(contents: Contents, *, kind: Kind, entries: int, image: bytes = b"") -> bytes:
     """The file. ``entries``: of the layer, for people; ``image``: the metadata image that belongs to it, if it is there yet (see `of_image`)."""
-    ids = sorted(contents.first)
+    order = sorted(range(len(contents.ids)), key=contents.ids.__getitem__)
+    ids = [contents.ids[content] for content in order]
+    paths = [contents.paths[content] + b"\0" for content in order]
     chunks = len(contents.chunk_size)
-    columns = {name: getattr(contents, name) for name, _, _ in _SECTIONS if hasattr(contents, name) and name != "first"}
-    size, first, count, path_at = _array("Q"), _array("I"), _array("I"), _array("I")
+    starts = list(accumulate(contents.count, initial=0))
     owner = array("I", bytes(4 * chunks))
-    names = bytearray()
-    for number, content in enumerate(ids):
-        length, at, many, path = contents.first[content]
-        size.append(length)
-        first.append(at)
-        count.append(many)
-        path_at.append(len(names))
-        names += path + b"\0"
-        if many == 1:
-            owner[at] = number
-        else:
-            for chunk in range(at, at + many):
-                owner[chunk] = number
+    for number, content in enumerate(order):
+        for chunk in range(starts[content], starts[content + 1]):
+            owner[chunk] = number
     streams, inner = contents.stream_offset, contents.chunk_inner
-    order = array("I", sorted(range(chunks), key=[at << 64 | within for at, within in zip(streams, inner, strict=True)].__getitem__))
-    columns |= {"size": size, "first": first, "count": count, "path_at": path_at, "chunk_content": owner, "by_stream": order}
+    key = [at << 64 | within for at, within in zip(streams, inner, strict=True)] if any(inner) else streams
+    columns = {
+        "size": array("Q", [contents.size[content] for content in order]),
+        "first": array("I", [starts[content] for content in order]),
+        "count": array("I", [contents.count[content] for content in order]),
+        "path_at": array("I", list(accumulate(map(len, paths), initial=0))[:-1]),
+        "chunk_file_offset": contents.chunk_file_offset,
+        "stream_offset": streams,
+        "chunk_size": contents.chunk_size,
+        "stream_length": contents.stream_length,
+        "chunk_inner": inner,
+        "chunk_content": owner,
+        "by_stream": array("I", sorted(range(chunks), key=key.__getitem__)),
+    }
+    names = b"".join(paths)
     body = bytearray().join(ids)
     body += contents.digests
     for name, _, _ in _SECTIONS:
@@ -94,7 +103,7 @@ def encode_index(contents: Contents, *, kind: Kind, entries: int, image: bytes =
         body += bytes(-len(body) % 8)
     body += names
     header = _HEADER.pack(
-        _MAGIC, _VERSION, _KINDS.index(kind), len(ids), chunks, len(names), entries, sum(size),
+        _MAGIC, _VERSION, _KINDS.index(kind), len(ids), chunks, len(names), entries, sum(contents.size),
         hashlib.sha256(body).digest(), hashlib.sha256(image).digest(),
     )  # fmt: skip
     return header + bytes(-len(header) % 8) + body

@@ -159,8 +159,7 @@ def build(job: Job) -> None:
     toc = decode_toc(decode_document(job.toc), kind=location.kind, digest=job.layer, payload_end=location.payload_end)
     with gathering(toc.entries, scope=job.scope, layer=job.layer, kind=location.kind) as beside:
         tree = build_tree(toc)
-        tree.lead(beside.ids())
-        image = write_image(tree.root)
+        image = write_image(tree.root, redirect=lambda: tree.lead(beside.redirects()))
         index = beside.index()
     write_pair(job.folder, image, of_image(index, image))
 

@@ -54,7 +54,7 @@ def test_the_pair_is_what_one_process_makes(tmp_path: Path) -> None:
     assert (work.folder / IMAGE).read_bytes() == image
     index = encode_index(metadata.contents, kind="estargz", entries=len(toc.entries), image=image)
     assert (work.folder / INDEX).read_bytes() == index
-    assert len(metadata.contents.first) == 300  # what is not shown has none
+    assert len(metadata.contents.ids) == 300  # what is not shown has none
 
 
 def test_an_error_of_the_other_process_is_the_layers(tmp_path: Path) -> None:
@@ -64,6 +64,6 @@ def test_an_error_of_the_other_process_is_the_layers(tmp_path: Path) -> None:
 
 
 def test_another_process_that_ends_is_no_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "gather", lambda *_, **__: os._exit(1))
+    monkeypatch.setattr(beside, "content_ids", lambda *_, **__: os._exit(1))
     with pytest.raises(StorageFailed, match="the process that gathered the contents of layer ended"):
         build(job(tmp_path, regular("a", 0)))
