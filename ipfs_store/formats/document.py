@@ -97,8 +97,9 @@ class Document:
         found: dict[int, int] = {0: 0}
         for place in places:
             # The last chunk of several says no size; it has at most as much as a chunk may have.
-            size = place.chunk_size or (MAX_CHUNK if place.chunk_offset else place.size)
-            found[place.offset] = max(found.get(place.offset, 0), place.inner_offset + size)
+            needed = place.inner_offset + (place.chunk_size or (MAX_CHUNK if place.chunk_offset else place.size))
+            if found.setdefault(place.offset, 0) < needed:
+                found[place.offset] = needed
         for offset in sorted(found):
             if offset >= 0:
                 self.streams[offset] = found[offset]

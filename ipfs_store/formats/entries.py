@@ -28,6 +28,7 @@ _DIGEST_SIZE = 71
 _TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _ID_LIMIT = 1 << 32
 _SIZE_LIMIT = 1 << 62
+_LEAST_STREAM = 64 << 10
 
 
 def decode_toc(document: Document, *, kind: Kind, digest: str, payload_end: int) -> Toc:
@@ -46,7 +47,10 @@ class _Decoder:
         self._payload_end = payload_end
         starts = [*document.streams, payload_end]
         self._ends = {
-            offset: min(following, payload_end, offset + longest_stream(needed if needed < MAX_STREAM else MAX_STREAM))
+            # Nearly all are so short that they can be needed whole.
+            offset: following
+            if following <= payload_end and following - offset <= _LEAST_STREAM
+            else min(following, payload_end, offset + longest_stream(needed if needed < MAX_STREAM else MAX_STREAM))
             for (offset, needed), following in zip(document.streams.items(), starts[1:], strict=True)
         }
         """Up to where a stream is read: the next one, or what its chunks can need. The same for all of its chunks."""
@@ -97,7 +101,7 @@ class _Decoder:
         depths = list(map(str.count, self._found, repeat("/")))
         entries = list(self._found.values())
         self._found[""] = root
-        return [root, *(entries[number] for number in sorted(range(len(entries)), key=depths.__getitem__))]
+        return [root, *map(entries.__getitem__, sorted(range(len(entries)), key=depths.__getitem__))]
 
     def _take(self, item: Item, path: str | None, more: Sequence[Item]) -> None:
         """``path``: the normalised name, None for one that is not usual."""
@@ -137,7 +141,18 @@ class _Decoder:
             if not self._digests_checked:
                 check_digest(digest, path)
             if 0 < size < _SIZE_LIMIT and not more and item.chunk_size in (0, size) and not item.chunk_offset and not item.chunk_type:
-                chunks = (self._chunk(item, 0, size, path, single=True),)
+                end, inner = self._ends.get(item.offset, 0), item.inner_offset
+                if (
+                    digest
+                    and (item.chunk_digest == digest or not item.chunk_digest)
+                    and end > item.offset
+                    and 0 <= inner <= MAX_STREAM - size
+                    and size <= MAX_CHUNK
+                    and not item.end_offset
+                ):  # nearly all
+                    chunks = (Chunk(0, size, item.offset, end, inner, digest),)
+                else:
+                    chunks = (self._chunk(item, 0, size, path, single=True),)
             elif size:
                 chunks = self._chunks(item, more, path)
         elif kind == "dir":
@@ -359,7 +374,7 @@ def check_digest(text: str, path: str) -> str:
 def longest_stream(needed: int) -> int:
     """Compressed bytes that can be necessary for ``needed`` uncompressed ones: what deflate and zstd add to data that they cannot compress
     is under 1 % (RFC 1951, section 3.2.4; RFC 8878, section 3.1.1.2), headers and a writer's flushes come on top."""
-    return needed + needed // 4 + (64 << 10)
+    return needed + needed // 4 + _LEAST_STREAM
 
 
 def _encoded_length(text: str) -> int:

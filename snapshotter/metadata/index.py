@@ -78,8 +78,11 @@ def encode_index(contents: Contents, *, kind: Kind, entries: int, image: bytes =
     starts = list(accumulate(contents.count, initial=0))
     owner = array("I", bytes(4 * chunks))
     for number, content in enumerate(order):
-        for chunk in range(starts[content], starts[content + 1]):
-            owner[chunk] = number
+        if contents.count[content] == 1:
+            owner[starts[content]] = number
+        else:
+            for chunk in range(starts[content], starts[content + 1]):
+                owner[chunk] = number
     streams, inner = contents.stream_offset, contents.chunk_inner
     key = [at << 64 | within for at, within in zip(streams, inner, strict=True)] if any(inner) else streams
     columns = {
@@ -96,17 +99,17 @@ def encode_index(contents: Contents, *, kind: Kind, entries: int, image: bytes =
         "by_stream": array("I", sorted(range(chunks), key=key.__getitem__)),
     }
     names = b"".join(paths)
-    body = bytearray().join(ids)
-    body += contents.digests
+    body = [*ids, contents.digests]  # 32 bytes each
     for name, _, _ in _SECTIONS:
-        body += columns[name].tobytes()
-        body += bytes(-len(body) % 8)
-    body += names
+        section = columns[name].tobytes()
+        body += (section, bytes(-len(section) % 8))
+    body.append(names)
+    sections = b"".join(body)
     header = _HEADER.pack(
         _MAGIC, _VERSION, _KINDS.index(kind), len(ids), chunks, len(names), entries, sum(contents.size),
-        hashlib.sha256(body).digest(), hashlib.sha256(image).digest(),
+        hashlib.sha256(sections).digest(), hashlib.sha256(image).digest(),
     )  # fmt: skip
-    return header + bytes(-len(header) % 8) + body
+    return b"".join((header, bytes(-len(header) % 8), sections))
 
 
 def of_image(index: bytes, image: bytes) -> bytes:
