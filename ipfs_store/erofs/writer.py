@@ -29,6 +29,7 @@ _HOLE = b"\xff\xff\xff\xff"
 _MAX_INLINE = BLOCK // 2
 INODE = struct.Struct("<HHHHQIIIIqII16x")
 SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQ")
+_OTHER_LENGTH = "a redirect has another length than when its place was given out"
 _SEEN = -2
 """An inode's number when a name of it was found, and its place was not given out."""
 
@@ -197,7 +198,7 @@ class _Layout:
                 continue
             size, to = inode.size, inode.redirect
             if len(to) != form.length:
-                raise ValueError("a redirect has another length than when its place was given out")
+                raise ValueError(_OTHER_LENGTH)
             try:
                 form.struct.pack_into(
                     image, place, 1 | _CHUNKED << 1, form.units, inode.mode, 0, size, (size - 1).bit_length() - 12 if size > BLOCK else 0,
@@ -218,6 +219,10 @@ class _Layout:
 
     def _encode(self, inode: Inode, number: int, image: bytearray) -> None:
         xattrs, tail = self.xattrs[number], self.tails[number]
+        if inode.redirect:
+            xattrs = self.shared.body(inode.xattrs, inode.redirect)
+            if len(xattrs) != len(self.xattrs[number]):
+                raise ValueError(_OTHER_LENGTH)
         form, union, size, data = _PLAIN, 0, inode.size, b""
         if inode.mode & 0o170000 == stat.S_IFREG:
             if size:

@@ -145,7 +145,7 @@ class _Decoder:
                 if (
                     digest
                     and (item.chunk_digest == digest or not item.chunk_digest)
-                    and end > item.offset
+                    and 0 <= item.offset < end
                     and 0 <= inner <= MAX_STREAM - size
                     and size <= MAX_CHUNK
                     and not item.end_offset

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from ipfs_store.erofs import write_image
 from ipfs_store.errors import InvalidLayer, StorageFailed
@@ -42,6 +43,7 @@ def test_the_pair_is_what_one_process_makes(tmp_path: Path) -> None:
         tmp_path,
         *(regular(f"d/f{number}", 5000 * number) for number in range(300)),
         regular("d/empty", 0, size=0),
+        replace(regular("d/labelled", 1_800_000), xattrs={"user.label": b"more than a redirect"}),
         Item(name="d/.wh.gone", type="reg", mode=0o644),
         Item(name="d/.wh..wh.aufs", type="dir"),
         regular("d/.wh..wh.aufs/below", 2_000_000),
@@ -54,7 +56,7 @@ def test_the_pair_is_what_one_process_makes(tmp_path: Path) -> None:
     assert (work.folder / IMAGE).read_bytes() == image
     index = encode_index(metadata.contents, kind="estargz", entries=len(toc.entries), image=image)
     assert (work.folder / INDEX).read_bytes() == index
-    assert len(metadata.contents.ids) == 300  # what is not shown has none
+    assert len(metadata.contents.ids) == 301  # what is not shown has none
 
 
 def test_an_error_of_the_other_process_is_the_layers(tmp_path: Path) -> None:
