@@ -125,6 +125,17 @@ def test_a_toc_is_refused_with_what_is_wrong_and_where(case: str) -> None:
         assert len(caught.value.message) < 1000
 
 
+@pytest.mark.parametrize(
+    ("odd", "message"), [({"digest": "sha256:" + "A" * 64}, "which is no SHA-256"), ({"name": "a/../../b"}, "leads out of it")]
+)
+def test_one_that_is_odd_among_many_is_refused(odd: dict[str, Any], message: str) -> None:
+    entries = [file(f"f{number}") for number in range(700)]
+    assert len(decode(entries).entries) == 701
+    entries[400] |= odd
+    with pytest.raises(InvalidLayer, match=message):
+        decode(entries)
+
+
 # The TOC's text -> what the error says.
 TEXTS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "is no table of contents"),
