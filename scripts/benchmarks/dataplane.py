@@ -96,7 +96,7 @@ def metadata(top: Path) -> list[Row]:
 
 def fairness() -> list[Row]:
     """One image read while reads of another stall."""
-    with a_plane(give_up=300) as native:
+    with a_plane() as native:
         data = {f"f{number}": os.urandom(2_000_000) for number in range(12)}
         well = [native.root(f"well{turn}", {path: os.urandom(2_000_000) for path in data}) for turn in range(2)]
         stalled = native.root("stalled", {f"s{number}": os.urandom(1_500_000) for number in range(_STALLED)})

@@ -71,7 +71,7 @@ def _stepped(top: Path, mode: str) -> Iterator[tuple[DataPlane, Callable[[], lis
 def _dying(mode: str) -> list[Row]:
     """From SIGKILL to the end of a process that waits for a source which does not answer."""
     rows = []
-    with a_plane(give_up=600) as native:
+    with a_plane() as native:
         for number, way in enumerate(WAYS):
             root = (native.root if mode == "native" else native.portable_root)(f"killed{number}", _fresh(number), chunk_size=65_536)
             (root / "file").chmod(0o755)
