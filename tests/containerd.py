@@ -48,9 +48,12 @@ class PrivateContainerd:
                 [self.binary, "--config", self._config], stdout=log, stderr=subprocess.STDOUT, env=self.environment, start_new_session=True
             )
         process = self._process
-        until(lambda: self._answers() or process.poll() is not None, "containerd does not answer")
-        if process.poll() is not None:
-            raise AssertionError("containerd did not start:\n" + self.log.read_text(errors="replace")[-3000:])
+        try:
+            until(lambda: self._answers() or process.poll() is not None, "it does not answer")
+            assert process.poll() is None, "it ended"
+        except AssertionError as error:
+            self.stop()
+            raise AssertionError(f"containerd did not start: {error}\n{self.log.read_text(errors='replace')[-3000:]}") from error
         return self
 
     def stop(self) -> None:
@@ -86,7 +89,7 @@ class PrivateContainerd:
 
     def wait_for_snapshotter(self, name: str) -> None:
         """Return once containerd has connected to the proxy plugin: it pauses for seconds between its tries, and fails requests meanwhile."""
-        until(lambda: not (self.run("snapshots", "--snapshotter", name, "ls")).returncode, f"containerd does not reach {name}")
+        until(lambda: self.run("snapshots", "--snapshotter", name, "ls").returncode == 0, f"containerd does not reach {name}")
 
     def __enter__(self) -> PrivateContainerd:
         return self.start()

@@ -99,6 +99,11 @@ class EmbeddedNode:
         """Those of the blocks that the store itself has, not hashed: for who holds what comes of them to digests of its own. In a thread."""
         return self.store.read_unverified(cids)
 
+    async def local_run(self, cids: Sequence[Cid]) -> int:
+        """How many of the blocks, from the first on, the store itself has; none of them is read."""
+        missing = await self._on_disk(self.store.missing, cids)
+        return cids.index(missing[0]) if missing else len(cids)
+
     async def has(self, cid: Cid) -> bool:
         """Whether the store has the block."""
         return await self._on_disk(self.store.has, cid)

@@ -1,4 +1,4 @@
-"""Where the time goes while the metadata of a native layer of 30,000 files are built: `snapshotter.metadata.kept.build` step by step.
+"""Where the time goes while the metadata of a native layer of 30,000 entries are built: `snapshotter.metadata.kept.build` step by step.
 
 In a fork of a warm process, as the data plane's workers do it; for each step the least of several runs.
 """
@@ -6,7 +6,6 @@ In a fork of a warm process, as the data plane's workers do it; for each step th
 from __future__ import annotations
 
 import gc
-import hashlib
 import multiprocessing
 import tempfile
 import time
@@ -14,36 +13,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ipfs_store.erofs import write_image
-from ipfs_store.formats.document import Item, decode_document, encode_document
-from ipfs_store.formats.entries import decode_toc
 from scripts.benchmarks.rows import Row
+from scripts.benchmarks.toc import ENTRIES, decode, document
 from snapshotter.metadata.beside import gathering
 from snapshotter.metadata.build import build_tree
 from snapshotter.metadata.contentid import make_scope
 from snapshotter.metadata.index import of_image
 from snapshotter.metadata.kept import write_pair
 
-_FILES, _IN_FOLDER = 30_000, 40
 _TIMES = 7
 _LAYER = "sha256:" + "0" * 64
 _Spent = dict[str, tuple[float, float]]
-
-
-def document() -> bytes:
-    """The TOC of the files that ``scripts/bench dataplane`` mounts, as a push writes it."""
-    items = []
-    for number in range(_FILES):
-        folder = f"d{number // _IN_FOLDER}"
-        if not number % _IN_FOLDER:
-            items.append(Item(name=f"{folder}/", type="dir", mod_time="2020-09-13T12:26:40Z", mode=0o755))
-        digest = "sha256:" + hashlib.sha256(b"%d" % number).hexdigest()
-        items.append(
-            Item(
-                name=f"{folder}/n0-{number}", type="reg", size=3 + len(str(number)), mod_time="2020-09-13T12:26:40Z", mode=0o644,
-                offset=100 + 110 * number, digest=digest, chunk_digest=digest,
-            )
-        )  # fmt: skip
-    return encode_document(items)
 
 
 def run() -> list[Row]:
@@ -51,7 +31,7 @@ def run() -> list[Row]:
     text = document()
     with tempfile.TemporaryDirectory(prefix="bench-stages-", dir="/var/tmp") as top:
         runs = [_forked(text, Path(top, str(number))) for number in range(_TIMES)]
-    rows = [Row(f"TOC of {_FILES:,} files: {name}", "seconds", min(spent[name][0] for spent in runs)) for name in runs[0]]
+    rows = [Row(f"TOC of {ENTRIES:,} entries: {name}", "seconds", min(spent[name][0] for spent in runs)) for name in runs[0]]
     rows.append(Row("the whole of it", "seconds", min(sum(wall for wall, _ in spent.values()) for spent in runs)))
     rows.append(
         Row("the same", "processor seconds, not of the process beside", min(sum(cpu for _, cpu in spent.values()) for spent in runs))
@@ -81,7 +61,7 @@ def _build(channel: Connection, text: bytes, folder: Path) -> None:
         spent[name] = now[0] - last[0], now[1] - last[1]
         last = now
 
-    toc = decode_toc(decode_document(text), kind="estargz", digest=_LAYER, payload_end=1 << 30)
+    toc = decode(text)
     mark("decoded")
     with gathering(toc.entries, scope=make_scope(b"", ""), layer=_LAYER, kind="estargz") as beside:
         mark("forked")

@@ -32,6 +32,14 @@ class Blob(Protocol):
         """Beginning and end of what has to be fetched to read that range: whole leaves. What else is in there costs nothing more."""
         ...
 
+    def following(self, offset: int, length: int) -> tuple[int, int] | None:
+        """Offset and length of what is worth reading ahead, now that this range is asked for, of small files; None for nothing."""
+        ...
+
+    async def local_extent(self, offset: int, length: int) -> tuple[int, int]:
+        """Beginning and end of the whole leaves from ``offset`` on that are on this machine, one behind the other, up to about ``length`` bytes."""
+        ...
+
 
 class ChunkTable(Protocol):
     """Files (by number) and the chunks (by index) that they are made of; see `LayerTree` and `ContentIndex`, which both are one."""

@@ -61,28 +61,46 @@ class ChunkReader:
         self._flying: dict[Key, _Run] = {}
         """What brings a stream, by layer and offset."""
         self._in_order = InOrder()
-        self._send_ahead, self._ahead = trio.open_memory_channel[tuple[Readable, int, int, int]](_AHEAD_WAITING)
+        self._send_ahead, self._ahead = trio.open_memory_channel[Callable[[], Awaitable[None]]](_AHEAD_WAITING)
 
     async def run(self) -> None:
-        """Run for ever: what follows in files that are read in order is got before anybody asks, where it is on this machine already."""
+        """Run for ever: what is read next as things look is brought before anybody asks, where it is on this machine already."""
         async with trio.open_nursery() as nursery:
             for _ in range(_AHEAD_AT_ONCE):
                 nursery.start_soon(self._read_ahead)
 
     async def _read_ahead(self) -> None:
-        async for layer, node, start, end in self._ahead:
-            wanted = layer.table.chunks(node, start, end - start)
-            found = await self._find(layer, wanted)
-            missing = [index for index in wanted if index not in found]
-            if not missing:
-                continue
+        async for bring in self._ahead:
             try:
                 with trio.move_on_after(_AHEAD_PATIENCE):
-                    await self._fetch_all(layer, missing, found, Priority.BACKGROUND, ahead=True)
+                    await bring()
             except IpfsStoreError as error:
-                _log.debug("nothing is read ahead at %d of layer %s: %s", start, layer.digest, error.message)  # a reader will hear of it
+                _log.debug("nothing is read ahead: %s", error.message)  # a reader will hear of it
+
+    def _go_ahead(self, bring: Callable[[], Awaitable[None]]) -> None:
+        with contextlib.suppress(trio.WouldBlock):  # others are ahead of themselves already
+            self._send_ahead.send_nowait(bring)
+
+    async def _follow_file(self, layer: Readable, node: int, start: int, end: int) -> None:
+        """Of a large file that is read in order, what its reader wants next."""
+        wanted = layer.table.chunks(node, start, end - start)
+        found = await self._find(layer, wanted)
+        missing = [index for index in wanted if index not in found]
+        try:
+            if missing:
+                await self._fetch_all(layer, missing, found, Priority.BACKGROUND, ahead=True)
+        finally:
             if len(found) < len(wanted):
                 self._in_order.not_here((layer.generation, node))
+
+    async def _follow_blob(self, layer: Readable, start: int, length: int) -> None:
+        """Where small files are read one behind the other, the leaves of those behind."""
+        low, high = await layer.blob.local_extent(start, length)
+        if low < high:
+            run = _Run(low, high, frozenset())
+            self._note(layer, run, layer.table.chunks_between(low, high))
+            job = partial(self._fetch, layer, run, self._obtain_local)
+            await self._fly(layer, (layer.generation, low), job, Priority.BACKGROUND)
 
     async def read(self, layer: Readable, node: int, offset: int, size: int) -> Data | memoryview:
         """The bytes that the file has from ``offset``, at most ``size``, verified.
@@ -96,8 +114,7 @@ class ChunkReader:
         start, end = offset, min(offset + size, table.size[node])
         following = self._in_order.following((layer.generation, node), start, end, table.size[node])
         if following is not None:
-            with contextlib.suppress(trio.WouldBlock):  # others are ahead of themselves already
-                self._send_ahead.send_nowait((layer, node, *following))
+            self._go_ahead(partial(self._follow_file, layer, node, *following))
         chunks = await self._get(layer, wanted)
         if len(wanted) == 1:
             at = table.chunk_file_offset[wanted[0]]
@@ -153,7 +170,14 @@ class ChunkReader:
 
     async def _fetch_all(self, layer: Readable, missing: Sequence[int], found: Chunks, priority: Priority, *, ahead: bool = False) -> None:
         """All runs at once; the first error cancels the others and is raised as itself. ``ahead``: only what is on this machine."""
+        table = layer.table
         runs = self._plan(layer, missing, 2 * MOST if ahead else RUN_BYTES)
+        if priority == Priority.DEMAND:
+            start = min(table.stream_offset[index] for index in missing)
+            end = max(table.stream_offset[index] + table.stream_length[index] for index in missing)
+            following = layer.blob.following(start, end - start)
+            if following is not None:
+                self._go_ahead(partial(self._follow_blob, layer, *following))
         get = self._obtain_local if ahead else self._obtain
         jobs: dict[Key, Job] = {(layer.generation, run.start): partial(self._fetch, layer, run, get) for run in runs}
         if len(jobs) == 1:

@@ -32,6 +32,12 @@ _log = logging.getLogger(__name__)
 RECENT_BLOCK_BYTES = 16 << 20
 TOC_OBJECT_SECONDS = 10.0
 """For the TOC object to come. Whoever has the layer has it too, as a rule; where nobody has, there is time left for the layer itself."""
+# How far to read ahead over leaves that are on the disk, where small files are read one after the other: a lookup costs some 0.5 ms besides
+# its bytes, 256 KiB of leaves take 4 ms with a hundred files put into the store, beside a reader who is busy with those before.
+AHEAD_FIRST = 64 << 10
+AHEAD_MOST = 512 << 10
+# A reader of a directory's files skips some, and what lies between them.
+AHEAD_GAP = 128 << 10
 
 
 class NodeSource:
@@ -102,6 +108,8 @@ class LocalBlocks(Protocol):
 
     def unverified(self, cids: Sequence[Cid]) -> list[bytes | memoryview | None]: ...  # noqa: D102
 
+    async def local_run(self, cids: Sequence[Cid]) -> int: ...  # noqa: D102
+
 
 class LayerBlob:
     """A layer's UnixFS file, opened when it is read for the first time: a layer whose metadata are kept is mounted without any network."""
@@ -112,6 +120,7 @@ class LayerBlob:
         self._counters = counters
         self._cid = cid
         self._file: UnixfsFile | None = None
+        self._last = self._ahead_start = self._ahead_end = 1 << 62
 
     async def read(self, offset: int, length: int) -> bytes:
         """See `UnixfsFile.read`, and `UnixfsFile.open`."""
@@ -141,6 +150,32 @@ class LayerBlob:
         """See `Blob.extent`; raises what `UnixfsFile.open` does."""
         leaves = await (await self.opened()).leaves(offset, length)
         return leaves[0].offset, leaves[-1].offset + leaves[-1].size
+
+    def following(self, offset: int, length: int) -> tuple[int, int] | None:
+        """See `Blob.following`: where small ranges are read one behind the other, twice as much each time, and one stretch ahead of the reader."""
+        if self._local is None or length > AHEAD_FIRST:
+            return None
+        forward = self._last <= offset <= self._ahead_end + AHEAD_GAP
+        self._last = offset
+        if not forward:
+            self._ahead_start = self._ahead_end = offset + length
+            return None
+        if offset < self._ahead_start:
+            return None  # the reader is not where the stretch begins that was read ahead last
+        before = self._ahead_end - self._ahead_start
+        start = max(self._ahead_end, offset + length)
+        self._ahead_start, self._ahead_end = start, start + min(max(2 * before, AHEAD_FIRST), AHEAD_MOST)
+        return start, self._ahead_end - start
+
+    async def local_extent(self, offset: int, length: int) -> tuple[int, int]:
+        """See `Blob.local_extent`; raises what `UnixfsFile.open` does."""
+        file = await self.opened()
+        end = min(offset + length, file.size)
+        if self._local is None or offset >= end:
+            return offset, offset
+        leaves = await file.leaves(offset, end - offset)
+        count = await self._local.local_run([leaf.cid for leaf in leaves])
+        return (leaves[0].offset, leaves[count - 1].offset + leaves[count - 1].size) if count else (offset, offset)
 
     async def opened(self) -> UnixfsFile:
         """The file; raises what `UnixfsFile.open` does."""

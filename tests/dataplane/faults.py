@@ -9,6 +9,8 @@ from pathlib import Path
 import trio
 
 _POLL = 0.01  # seconds
+_looking = trio.Lock()
+"""One of the reads that hold looks whether they still shall: a hundred that look would take the data plane's time from those who read."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Faults:
 
     async def hold(self) -> None:
         """Until `let_go`."""
-        while (self.folder / "hold").exists():  # noqa: ASYNC110 - it is another process that lets go
-            await trio.sleep(_POLL)
+        async with _looking:
+            while (self.folder / "hold").exists():  # noqa: ASYNC110 - it is another process that lets go
+                await trio.sleep(_POLL)
 
     def _write(self, words: tuple[str, ...] | list[str]) -> None:
         new = self.folder / f"faults.{os.getpid()}"

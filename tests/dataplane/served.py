@@ -45,6 +45,12 @@ class FaultyBlob:
         whole = (self.faults.folder / "leaf").exists()
         return (0, self.size) if whole else (offset, offset + length)
 
+    def following(self, offset: int, length: int) -> tuple[int, int] | None:
+        return None
+
+    async def local_extent(self, offset: int, length: int) -> tuple[int, int]:
+        return offset, offset
+
     def unverified(self, offset: int, length: int) -> list[bytes] | None:
         local = self.path.with_suffix(".local")
         if not local.exists():

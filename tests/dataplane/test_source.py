@@ -80,3 +80,31 @@ async def test_leaves_on_the_disk_are_had_without_the_event_loop(tmp_path: Path)
     await node.delete(leaf.cid)
     assert blob.unverified(0, len(data)) is None
     await node.aclose()
+
+
+async def test_small_ranges_one_behind_the_other_are_read_ahead_of_where_they_are_on_the_disk(tmp_path: Path) -> None:
+    node = EmbeddedNode(tmp_path / "node")
+    (layer,) = (await push_image(node, VectorImage(), PushOptions(inspect=lazy_form))).layers
+    blob = NodeSource(node).blob(format_cid(layer.cid), Counters())
+    assert blob.following(5000, 1000) is None  # the first says nothing
+    assert blob.following(6000, 1000) == (7000, 64 << 10)
+    assert blob.following(6500, 1000) is None  # not where that begins
+    following = blob.following(50_000, 1000)
+    assert following == (7000 + (64 << 10), 128 << 10)
+    assert blob.following(2000, 1000) is None  # backwards: somebody jumps about
+    assert blob.following(3000, 1 << 20) is None  # a large file, which the kernel reads ahead
+    leaves = await (await blob.opened()).leaves(*following)  # type: ignore[attr-defined]
+    assert await blob.local_extent(*following) == (leaves[0].offset, leaves[-1].offset + leaves[-1].size)
+    await node.delete(leaves[1].cid)
+    assert await blob.local_extent(*following) == (leaves[0].offset, leaves[1].offset)
+    await node.delete(leaves[0].cid)
+    start, end = await blob.local_extent(*following)
+    assert start == end
+    await node.aclose()
+
+
+async def test_a_node_whose_blocks_are_elsewhere_is_not_read_ahead() -> None:
+    node, layer = await stored()
+    blob = NodeSource(node).blob(format_cid(layer.cid), Counters())
+    assert blob.following(0, 1000) is blob.following(1000, 1000) is None
+    assert await blob.local_extent(0, 1000) == (0, 0)

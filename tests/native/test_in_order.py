@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 
 import pytest
 
 from tests.native.conftest import Native, noise
+from tests.patience import until
 
 SIZE = 12 << 20
 
@@ -31,8 +31,5 @@ def test_what_follows_is_brought_before_anybody_asks(native: Native) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # the kernel reads nothing ahead
         for _ in range(4):
             file.read(128 << 10)
-        deadline = time.monotonic() + 60
-        while native.status("one").fetched < 1 << 20:
-            assert time.monotonic() < deadline, "nothing is read ahead"
-            time.sleep(0.02)
+        until(lambda: native.status("one").fetched >= 1 << 20, "nothing is read ahead")
     assert native.status("one").read < 1 << 20
